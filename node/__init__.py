@@ -1,0 +1,1 @@
+"""What one node does: its policy, its four loops, and what its operator sees."""

@@ -1,0 +1,318 @@
+"""Every knob of a node on one page. TOML in, frozen models out; an unknown key is an error that names its neighbour.
+
+Variants are tagged unions: the table's `type` says which one it is, and the table then has that variant's keys only.
+Loading, overrides and error sentences are in `node/settings.py`. Defaults come from algorithms chosen for full
+fine-tuning of small models; every number's source is given where it is used (node/rl).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from swarm.limits import Limits
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+# What is trained, and on what -----------------------------------------------------------------------------------------
+
+
+class PolicyConfig(Table):
+    model: str = "seed"
+    """A local directory, a hub id, or "seed": the built-in model, made here in seconds."""
+    system_prompt: str = ""
+    """Put before every task, in the policy's own chat template."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "auto"
+    """"auto", "cpu", "cuda", "cuda:1"."""
+
+
+class ReasoningGymTasks(Table):
+    type: Literal["reasoning_gym"] = "reasoning_gym"
+    name: str
+    """A reasoning-gym dataset: "spell_backward"."""
+    config: dict[str, object] = Field(default_factory=dict)
+    """That dataset's own settings."""
+    weight: PositiveFloat = 1.0
+    """How often it is sampled beside the others, before the value tracker has its say."""
+
+
+class JsonlTasks(Table):
+    type: Literal["jsonl"] = "jsonl"
+    name: str
+    """What peers call it; they must have the same file (its digest is the version)."""
+    path: Path
+    """One JSON object a line: prompt, answer, and optionally verifier and difficulty."""
+    verifier: Literal["math", "exact"] = "math"
+    """For lines that name none."""
+    weight: PositiveFloat = 1.0
+
+
+TaskConfig = Annotated[ReasoningGymTasks | JsonlTasks, Field(discriminator="type")]
+
+
+class SamplerConfig(Table):
+    group_size: PositiveInt = 8
+    """Rollouts per task."""
+    concurrency: PositiveInt = 16
+    """Groups in flight."""
+    temperature: PositiveFloat = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_new_tokens: PositiveInt = 64
+    max_prompt_tokens: PositiveInt = 1024
+    """Longer prompts are skipped and counted."""
+    exploration: PositiveFloat = 0.05
+    """Added to sqrt(v(1-v)), so that nothing is ever given up (SPO eq. 8)."""
+    candidates: PositiveInt = 4
+    """Tasks drawn per pick, of which the most promising is likely taken; matters for finite sources only."""
+    share_ids: bool = True
+    """Send token ids along; a few bytes a token that save peers with the same tokenizer a guess."""
+
+
+class TransformersEngine(Table):
+    type: Literal["transformers"] = "transformers"
+    batch_size: PositiveInt = 128
+    """Sequences sampled together."""
+    linger_ms: NonNegativeFloat = 5.0
+    """How long a batch that is not full waits for more requests."""
+
+
+# What is learned, and how ---------------------------------------------------------------------------------------------
+
+
+class TrackerConfig(Table):
+    prompt_decay: Annotated[float, Field(gt=0, le=1)] = 0.96
+    """What an outcome of one prompt is worth a policy update later (SPO++ rho; prompts come back rarely)."""
+    cell_decay: Annotated[float, Field(gt=0, le=1)] = 0.875
+    """The same for a (source, difficulty) cell and for a source, which are seen in every update."""
+    prior_mass: PositiveFloat = 8.0
+    """Pseudo-outcomes that a parent's value is worth to its child (SPO N_0)."""
+    max_prompts: PositiveInt = 100_000
+    """Prompts remembered; the least recently seen go first."""
+
+
+class SpoAdvantage(Table):
+    type: Literal["spo"] = "spo"
+    """r - v, whitened over the batch's own action tokens (SPO++)."""
+    clamp: PositiveFloat = 5.0
+
+
+class GrpoAdvantage(Table):
+    type: Literal["grpo"] = "grpo"
+    """(r - mean) / std of the group."""
+
+
+class DrGrpoAdvantage(Table):
+    type: Literal["dr_grpo"] = "dr_grpo"
+    """r - mean of the group."""
+
+
+class RlooAdvantage(Table):
+    type: Literal["rloo"] = "rloo"
+    """r - mean of the others in the group."""
+
+
+AdvantageConfig = Annotated[SpoAdvantage | GrpoAdvantage | DrGrpoAdvantage | RlooAdvantage, Field(discriminator="type")]
+
+
+class DppoTv(Table):
+    type: Literal["dppo_tv"] = "dppo_tv"
+    """Capped importance weight, masked by total variation, with a squared log-ratio (default)."""
+    delta: PositiveFloat = 0.2
+    cap: PositiveFloat = 2.0
+    squared_log_ratio: NonNegativeFloat = 1e-3
+
+
+class PpoClip(Table):
+    type: Literal["ppo_clip"] = "ppo_clip"
+    low: Fraction = 0.2
+    high: PositiveFloat = 0.28
+
+
+class DecoupledPpo(Table):
+    type: Literal["decoupled_ppo"] = "decoupled_ppo"
+    """AReaL: PPO around the proximal policy, times the capped behaviour weight."""
+    low: Fraction = 0.2
+    high: PositiveFloat = 0.28
+    cap: PositiveFloat = 5.0
+
+
+class Cispo(Table):
+    type: Literal["cispo"] = "cispo"
+    cap: PositiveFloat = 5.0
+
+
+class Gspo(Table):
+    type: Literal["gspo"] = "gspo"
+    """Sequence-level ratio; only for rollouts of the same engine and weights."""
+    low: PositiveFloat = 3e-4
+    high: PositiveFloat = 4e-4
+
+
+ObjectiveConfig = Annotated[DppoTv | PpoClip | DecoupledPpo | Cispo | Gspo, Field(discriminator="type")]
+
+
+class ReceiverBaseline(Table):
+    type: Literal["receiver_baseline"] = "receiver_baseline"
+    """r - min(v, peer mean), drawn where we fail and the peer verifiably succeeds; never up-weighted (default)."""
+    low: Fraction = 0.2
+    high: PositiveFloat = 0.28
+    demand: NonNegativeFloat = 2.0
+    """Groups are drawn with weight (1 - v)^demand."""
+    negatives: Fraction = 0.0
+    """Weight of a peer's failures; 0 learns from successes only."""
+
+
+class RecOneside(Table):
+    type: Literal["rec_oneside"] = "rec_oneside"
+    """REC-OneSide-NoIS around our own snapshot, attenuated by how likely the text is to us (algorithm sheet 10.4 B)."""
+    low: Fraction = 0.2
+    high: PositiveFloat = 0.28
+    floor: Fraction = 0.8
+    """Rollouts whose byte-normalised likelihood ratio s is below are not used."""
+    negative_floor: Fraction = 0.9
+    """The same for rollouts with a negative advantage."""
+    bytes_per_token: PositiveFloat = 4.0
+    """kappa: s is a geometric mean per so many bytes."""
+
+
+class SapoPlain(Table):
+    type: Literal["sapo_plain"] = "sapo_plain"
+    """The paper's arm: group advantage of the peer's group, no correction (SAPO section 3)."""
+    low: Fraction = 0.2
+    high: PositiveFloat = 0.28
+
+
+ForeignConfig = Annotated[ReceiverBaseline | RecOneside | SapoPlain, Field(discriminator="type")]
+
+
+class LearnerConfig(Table):
+    lr: PositiveFloat = 1e-6
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    weight_decay: NonNegativeFloat = 0.0
+    grad_clip: PositiveFloat = 1.0
+    warmup_steps: NonNegativeInt = 10
+    updates_per_batch: PositiveInt = 1
+    tokens_per_micro_batch: PositiveInt = 16_384
+    """Padded tokens in one forward pass."""
+    logit_chunk: PositiveInt = 4096
+    """Action tokens whose logits exist at the same time."""
+    min_advantage: NonNegativeFloat = 0.02
+    """Rollouts with less are not trained on: they would cost a forward pass and move nothing."""
+    opsm_delta: PositiveFloat = 0.5
+    """Own negatives that drifted further (mean nats a token) are vetoed (DeepSeek-V3.2 OPSM)."""
+
+
+class PoolConfig(Table):
+    own_groups: PositiveInt = 4
+    """I: own groups per step."""
+    foreign_groups: NonNegativeInt = 4
+    """J: at most so many of peers' groups per step; never waited for."""
+    own_capacity: PositiveInt = 16
+    """Own groups waiting; the generator waits when it is full."""
+    foreign_capacity: PositiveInt = 256
+    """Peers' groups waiting; the oldest is dropped when it is full."""
+    max_lag: PositiveInt = 8
+    """Own groups older than so many policy versions are dropped at the draw."""
+    foreign_max_lag: PositiveInt = 32
+    """Peers' groups that arrived more than so many own steps ago are dropped."""
+    foreign_max_age_s: PositiveFloat = 900.0
+    """... or that are older than this by the wall clock."""
+    peer_share: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Of a step's foreign groups, at most this share (at least one group) from one origin while others are waiting."""
+
+
+# The swarm ------------------------------------------------------------------------------------------------------------
+
+
+class P2PExchange(Table):
+    type: Literal["p2p"] = "p2p"
+    listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0",)
+    """Multiaddrs to listen on; port 0 picks one, and keeps it for this data directory."""
+    announce: tuple[str, ...] = ()
+    """Multiaddrs to be dialled at, if they differ (NAT, containers)."""
+    initial_peers: tuple[str, ...] = ()
+    """Multiaddrs with /p2p/ id; dead ones are never fatal."""
+    follow: PositiveInt = 8
+    """Peers whose logs are pulled at a time."""
+    heartbeat_s: PositiveFloat = 20.0
+    relay: bool = True
+    """Use and offer libp2p relays, AutoNAT and port mapping."""
+
+
+class NoExchange(Table):
+    type: Literal["none"] = "none"
+    """Alone: the same loops, nobody to talk to."""
+
+
+ExchangeConfig = Annotated[P2PExchange | NoExchange, Field(discriminator="type")]
+
+
+class SwarmConfig(Table):
+    name: str = "local"
+    """With the task sources and the protocol it makes the swarm's id; nodes with another id never mix."""
+
+
+# The daemon -----------------------------------------------------------------------------------------------------------
+
+
+class JournalConfig(Table):
+    max_groups: PositiveInt = 20_000
+    """Groups kept, own and foreign; the oldest go first."""
+
+
+class CheckpointConfig(Table):
+    every_steps: PositiveInt = 50
+    keep: PositiveInt = 2
+
+
+class RpcConfig(Table):
+    host: str = "127.0.0.1"
+    """Anything but loopback needs token_file."""
+    port: NonNegativeInt = 0
+    """0 picks a free one; it is written to DATA_DIR/rpc."""
+    token_file: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+
+
+class EvalConfig(Table):
+    every_steps: NonNegativeInt = 50
+    """0 never."""
+    tasks_per_family: PositiveInt = 32
+
+
+class NodeConfig(Table):
+    name: str = "node"
+    data_dir: Path = Path("runs/node")
+    seed: NonNegativeInt = 0
+    max_steps: NonNegativeInt = 0
+    """0 goes on until it is stopped."""
+    threads: NonNegativeInt = 0
+    """CPU threads for torch; 0 leaves it to torch."""
+    score_timeout_s: PositiveFloat = 10.0
+    """For scoring one group."""
+    policy: PolicyConfig = PolicyConfig()
+    tasks: tuple[TaskConfig, ...] = Field(min_length=1)
+    sampler: SamplerConfig = SamplerConfig()
+    engine: TransformersEngine = TransformersEngine()
+    tracker: TrackerConfig = TrackerConfig()
+    advantage: AdvantageConfig = SpoAdvantage()
+    objective: ObjectiveConfig = DppoTv()
+    foreign: ForeignConfig = ReceiverBaseline()
+    learner: LearnerConfig = LearnerConfig()
+    pool: PoolConfig = PoolConfig()
+    swarm: SwarmConfig = SwarmConfig()
+    exchange: ExchangeConfig = P2PExchange()
+    limits: Limits = Limits()
+    journal: JournalConfig = JournalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    rpc: RpcConfig = RpcConfig()
+    eval: EvalConfig = EvalConfig()

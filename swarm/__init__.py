@@ -1,0 +1,1 @@
+"""What peers agree on: tasks, rewards, the wire and its verification. No torch, no engine."""

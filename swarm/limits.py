@@ -1,0 +1,20 @@
+"""What a peer may send us. Part of no agreement: each node has its own, and checks them before it parses or allocates."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+
+
+class Limits(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    max_group_bytes: PositiveInt = 1_000_000
+    max_rollouts: PositiveInt = 64
+    max_turns: PositiveInt = 16
+    """Per rollout."""
+    max_tokens: PositiveInt = 65_536
+    """Per rollout."""
+    max_text_bytes: PositiveInt = 262_144
+    """Per rollout."""
+    max_age_s: PositiveFloat = 900.0
+    max_clock_skew_s: PositiveFloat = 600.0

@@ -1,0 +1,1 @@
+"""Finding the others and pulling their groups."""
