@@ -1,0 +1,271 @@
+"""Everything a node needs to go on after it was killed, in safetensors and JSON: written aside, verified when read.
+
+    checkpoints/
+        step-00000100/
+        step-00000150/
+            model/                 as the policy's own library writes it (Hugging Face layout)
+            optimizer.safetensors  tensors: optimiser moments, RNG states
+            state.json             the rest: tracker, sampler, counters
+            manifest.json          size and SHA-256 of every other file; written last
+
+A checkpoint is there as a whole or not at all: every file is fsynced before the directory gets its name. History is
+linear: what is beyond the step that is saved was found damaged when this run resumed from before it, and is renamed to
+`<name>.damaged`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from node.datadir import sync
+from swarm.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+NAME = re.compile(r"step-(\d{8,})(\.superseded)?")
+"""A superseded one is about to be replaced by another of the same step, and counts until that is there."""
+ASIDE = ".saving-"
+MODEL, TENSORS, STATE, MANIFEST = "model", "optimizer.safetensors", "state.json", "manifest.json"
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: NonNegativeInt
+    sha256: str
+
+
+class _Manifest(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int
+    step: NonNegativeInt
+    files: dict[str, _File]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """One that was complete and undamaged when it was opened."""
+
+    step: int
+    path: Path
+    state: dict[str, Any]
+
+    @property
+    def model_dir(self) -> Path:
+        return self.path / MODEL
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """On the CPU, freshly read."""
+        return load_file(self.path / TENSORS)
+
+
+class CheckpointStore:
+    """The checkpoints of one node. One process writes; any may read."""
+
+    def __init__(self, directory: Path, keep: int = 2) -> None:
+        if keep < 1:
+            raise ValueError(f"keep = {keep}: at least one checkpoint must be kept")
+        self.directory = directory
+        self.keep = keep
+
+    def save(
+        self,
+        step: int,
+        write_model: Callable[[Path], None],
+        tensors: Mapping[str, torch.Tensor],
+        state: Mapping[str, Any],
+    ) -> Path:
+        """Writes a checkpoint, then removes all but the newest `keep`. Blocks: for a thread, not for the event loop.
+
+        `write_model` gets an empty directory to fill. `state` must survive JSON: string keys, lists, finite numbers.
+        None of it may change until this returns. Raises CheckpointError naming the path and the reason (a full disk,
+        say); the earlier checkpoints are then untouched.
+        """
+        final = self.directory / f"step-{step:08d}"
+        aside = self.directory / (ASIDE + final.name)
+        try:
+            self._sweep()
+            (aside / MODEL).mkdir(parents=True)
+            write_model(aside / MODEL)
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside / TENSORS)
+            (aside / STATE).write_text(_to_json(state, step))
+            _seal(aside, step)
+            self._put(aside, final)
+            self._prune(step)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise CheckpointError(f"checkpoint {final} cannot be written: {error}") from error
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        return final
+
+    def latest(self) -> Checkpoint | None:
+        """The newest one that is complete and undamaged; the others are skipped with a warning. None if there is none.
+
+        Reads every byte of it. Raises CheckpointError for one that another version of this program made: falling back
+        to an older one would silently undo progress.
+        """
+        for step, path in reversed(self._found()):
+            try:
+                return _verified(path, step)
+            except _Damage as damage:
+                log.warning("checkpoint %s is skipped: %s", path, damage)
+        return None
+
+    def _found(self) -> list[tuple[int, Path]]:
+        """By step; of one step the superseded one first."""
+        if not self.directory.is_dir():
+            return []
+        named = ((NAME.fullmatch(path.name), path) for path in self.directory.iterdir())
+        found = [(int(match[1]), match[2] is None, path) for match, path in named if match]
+        return [(step, path) for step, _, path in sorted(found)]
+
+    def _sweep(self) -> None:
+        """What a crash in the middle of `save` left behind."""
+        for path in self.directory.glob(f"{ASIDE}*"):
+            shutil.rmtree(path)
+
+    def _put(self, aside: Path, final: Path) -> None:
+        """Gives the checkpoint its name. A directory cannot replace another in one go, so the old one steps aside."""
+        superseded = final.with_name(f"{final.name}.superseded")
+        if final.exists():
+            if superseded.exists():
+                shutil.rmtree(superseded)
+            final.rename(superseded)
+        aside.rename(final)
+        sync(self.directory)
+        sync(self.directory.parent)  # where the first one made the directory
+        if superseded.exists():
+            shutil.rmtree(superseded)
+
+    def _prune(self, newest: int) -> None:
+        found = self._found()
+        for path in [path for step, path in found if step <= newest][: -self.keep]:
+            shutil.rmtree(path)
+        for path in [path for step, path in found if step > newest]:
+            damaged = path.with_name(f"{path.name}.damaged")
+            shutil.rmtree(damaged, ignore_errors=True)
+            path.rename(damaged)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """The optimiser's state as {"<parameter>/<key>": tensor}, e.g. "lm_head.weight/exp_avg".
+
+    `names`: the optimiser's parameters, in the order of its groups. The tensors are the optimiser's own, not copies:
+    save or clone them before the next step. Hyperparameters are not in it: those are the config's. A parameter that
+    never had a gradient has no state. For AdamW and its like: state is "step", and tensors of the parameter's shape.
+    """
+    return {
+        f"{name}/{key}": value.detach()
+        for name, parameter, _ in _named_parameters(optimizer, names)
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, names: Sequence[str], tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Puts state from `optimizer_tensors` back, bit for bit, in its own precision, on the parameters' devices.
+
+    Raises CheckpointError when it belongs to other parameters; the optimiser is then unchanged.
+    """
+    parameters = _named_parameters(optimizer, names)
+    states: dict[str, dict[str, torch.Tensor]] = {name: {} for name in names}
+    for full_name, tensor in tensors.items():
+        name, _, key = full_name.rpartition("/")
+        if name not in states:
+            raise CheckpointError(f"optimizer state {full_name!r} belongs to no parameter of this policy")
+        states[name][key] = tensor
+    for name, parameter, _ in parameters:
+        for key, tensor in states[name].items():
+            if key != "step" and tensor.shape != parameter.shape:
+                have, want = list(tensor.shape), list(parameter.shape)
+                raise CheckpointError(f"optimizer state {name}/{key} has shape {have}, its parameter has {want}")
+    optimizer.state.clear()
+    for name, parameter, group in parameters:
+        # Only fused and capturable kernels read the step count on the device; everything else wants it on the CPU.
+        on_device = group.get("fused") or group.get("capturable")
+        for key, tensor in states[name].items():
+            device = parameter.device if on_device or key != "step" else torch.device("cpu")
+            optimizer.state[parameter][key] = tensor.to(device, copy=True)
+
+
+def rng_state() -> torch.Tensor:
+    """State of torch's default CPU generator, uint8 [N]."""
+    return torch.get_rng_state()
+
+
+def restore_rng(state: torch.Tensor) -> None:
+    """Puts torch's default CPU generator where `rng_state` found it."""
+    torch.set_rng_state(state)
+
+
+class _Damage(Exception):
+    """Why a checkpoint is not whole."""
+
+
+def _to_json(state: Mapping[str, Any], step: int) -> str:
+    try:
+        return json.dumps(state, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"state of step {step} cannot be written as JSON: {error}") from error
+
+
+def _seal(path: Path, step: int) -> None:
+    """Writes the manifest and makes everything durable, the directory's own name excepted."""
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    entries = {file.relative_to(path).as_posix(): _measure(file) for file in files}
+    manifest = path / MANIFEST
+    manifest.write_text(_Manifest(format=FORMAT, step=step, files=entries).model_dump_json(indent=1))
+    directories = [path, *(inner for inner in path.rglob("*") if inner.is_dir())]
+    for item in (*files, manifest, *directories):
+        sync(item)
+
+
+def _measure(file: Path) -> _File:
+    with file.open("rb") as content:
+        return _File(size=file.stat().st_size, sha256=hashlib.file_digest(content, "sha256").hexdigest())
+
+
+def _verified(path: Path, step: int) -> Checkpoint:
+    try:
+        raw = json.loads((path / MANIFEST).read_bytes())
+        if isinstance(raw, dict) and raw.get("format", FORMAT) != FORMAT:
+            raise CheckpointError(f"checkpoint {path} has format {raw['format']}, this program knows {FORMAT}")
+        manifest = _Manifest.model_validate(raw)
+        for name, promised in manifest.files.items():
+            if _measure(path / name) != promised:
+                raise _Damage(f"{name} is not as the manifest describes it")
+        if missing := {TENSORS, STATE} - manifest.files.keys():
+            raise _Damage(f"the manifest lacks {', '.join(sorted(missing))}")
+        if manifest.step != step:
+            raise _Damage(f"the manifest is of step {manifest.step}")
+        return Checkpoint(step=step, path=path, state=json.loads((path / STATE).read_bytes()))
+    except (OSError, ValidationError, ValueError) as error:
+        raise _Damage(str(error)) from error
+
+
+def _named_parameters(
+    optimizer: torch.optim.Optimizer, names: Sequence[str]
+) -> list[tuple[str, torch.nn.Parameter, dict[str, Any]]]:
+    """Of each parameter: its name, itself and its group."""
+    parameters = [(parameter, group) for group in optimizer.param_groups for parameter in group["params"]]
+    if len(parameters) != len(names) or len(set(names)) != len(names):
+        raise CheckpointError(f"{len(set(names))} names for the {len(parameters)} parameters of the optimizer")
+    return [(name, parameter, group) for name, (parameter, group) in zip(names, parameters, strict=True)]

@@ -1,0 +1,208 @@
+"""Where groups are kept: one SQLite file, touched by one thread, which peers read through the `GroupLog` protocol.
+
+A group counts only once `append` has returned. What survives then:
+
+* SIGKILL: every group that was acknowledged, because a commit is in the kernel's hands before it is acknowledged.
+* A power cut: a consistent file that may lack the newest commits (synchronous=NORMAL in WAL mode does not fsync each
+  one; FULL would cost an fsync per commit). A cursor is never given out twice even then: each opening durably skips
+  more of them than can have been lost, so a peer that had read a lost group still gets whatever comes next.
+
+Concurrent appenders share a transaction: while one commits, the others queue, and the next commit takes them all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from node.journal_file import MAX_PEERS, Commit, JournalFile, Position, Row, open_journal_file
+from swarm.errors import JournalError
+from swarm.net.base import LogEntry
+from swarm.types import GroupId, PeerId, SignedGroup
+
+log = logging.getLogger(__name__)
+
+MAX_PENDING = 512
+"""Appends waiting for one commit; further ones wait for room."""
+CURSOR_DELAY_S = 1.0
+"""A crash loses at most so much of the cursors' progress, which costs a few duplicates."""
+
+
+class Journal:
+    """Own and foreign groups in the order of their arrival, and how far we have read each peer's log.
+
+    For use from the event loop that opened it, which it never blocks. Any method may raise JournalError.
+    """
+
+    def __init__(self, file: JournalFile, thread: ThreadPoolExecutor, loop: asyncio.AbstractEventLoop) -> None:
+        """Use `Journal.open`. Made in the thread, because it reads the file."""
+        self._file = file
+        self._thread = thread
+        self._loop = loop
+        self._ids = OrderedDict.fromkeys(file.ids())
+        self._head = file.head()
+        self._advanced = asyncio.Event()
+        self._pending: deque[_Append] = deque()
+        self._room = asyncio.Semaphore(MAX_PENDING)
+        self._cursors = OrderedDict(file.cursors())
+        self._unsaved: dict[PeerId, Position] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, path: Path, max_groups: int) -> AsyncIterator[Journal]:
+        """The journal at `path`, made if there is none. Keeps the newest `max_groups` groups, own and foreign.
+
+        A damaged file is set aside as `<path>.damaged-<n>` and a fresh one, with a new epoch, takes its place.
+        """
+        loop = asyncio.get_running_loop()
+        thread = ThreadPoolExecutor(1, "journal")
+        try:
+            journal = await loop.run_in_executor(thread, lambda: cls(open_journal_file(path, max_groups), thread, loop))
+            try:
+                yield journal
+            finally:
+                await journal._close()
+        finally:
+            thread.shutdown()
+
+    @property
+    def epoch(self) -> bytes:
+        """16 random bytes made with the file."""
+        return self._file.epoch
+
+    @property
+    def head(self) -> int:
+        """Cursor of the newest own group, 0 if there is none."""
+        return self._head
+
+    async def append(self, signed: SignedGroup, rewards: Sequence[float | None], own: bool) -> bool:
+        """Returns True once the group is committed, False if it was there already.
+
+        `rewards` are the ones that we computed, None for a rollout without a score. A cancelled append may or may not
+        have been committed.
+        """
+        if signed.id in self._ids:
+            return False
+        scores = json.dumps([None if reward is None else float(reward) for reward in rewards], allow_nan=False)
+        append = _Append(
+            Row(
+                id=signed.id,
+                origin=signed.group.origin,
+                own=own,
+                created_at=signed.group.created_at,
+                journalled_at=time.time(),
+                body=signed.body,
+                signature=signed.signature,
+                rewards=scores,
+            )
+        )
+        async with self._room:
+            self._check_open()
+            self._pending.append(append)
+            self._thread.submit(self._commit_pending)
+            return await asyncio.wrap_future(append.done)
+
+    async def known(self, id: GroupId) -> bool:
+        """Whether the group is in the journal. Answered from memory."""
+        return id in self._ids
+
+    async def read(self, cursor: int, limit: int) -> Sequence[LogEntry]:
+        """Up to `limit` own groups after `cursor`, oldest first. One that was pruned is passed over."""
+        if cursor >= self._head or limit <= 0:
+            return ()
+        self._check_open()
+        return await self._loop.run_in_executor(self._thread, self._file.read, cursor, limit)
+
+    async def wait(self, cursor: int) -> int:
+        """Returns the head as soon as it is greater than `cursor`."""
+        while self._head <= cursor:
+            self._check_open()
+            await self._advanced.wait()
+        return self._head
+
+    def cursor(self, peer: PeerId) -> Position:
+        """How far we have read the peer's log; (b"", 0) if we never did."""
+        return self._cursors.get(peer, (b"", 0))
+
+    def set_cursor(self, peer: PeerId, epoch: bytes, cursor: int) -> None:
+        """Remembers it at once, and on disk within CURSOR_DELAY_S or when the journal is closed."""
+        self._check_open()
+        self._cursors[peer] = self._unsaved[peer] = (epoch, cursor)
+        self._cursors.move_to_end(peer)
+        if len(self._cursors) > MAX_PEERS:
+            forgotten, _ = self._cursors.popitem(last=False)
+            self._unsaved.pop(forgotten, None)
+        if self._timer is None:
+            self._timer = self._loop.call_later(CURSOR_DELAY_S, self._save_cursors)
+
+    def _save_cursors(self) -> None:
+        self._timer = None
+        unsaved, self._unsaved = self._unsaved, {}
+        self._loop.run_in_executor(self._thread, self._write_cursors, unsaved)
+
+    def _write_cursors(self, cursors: Mapping[PeerId, Position]) -> None:
+        """In the thread."""
+        try:
+            self._file.save_cursors(cursors)
+        except JournalError as error:  # nobody waits for it, and all it costs is some duplicates after a restart
+            log.warning("cursors of %d peers were not saved: %s", len(cursors), error)
+
+    def _commit_pending(self) -> None:
+        """In the thread. Submitted once per append; the first of them takes what all have queued."""
+        batch = []
+        while self._pending:
+            append = self._pending.popleft()
+            if append.done.set_running_or_notify_cancel():
+                batch.append(append)
+        if not batch:
+            return
+        try:
+            commit = self._file.append([append.row for append in batch])
+        except Exception as error:  # noqa: BLE001 - raised again, in each of those who wait for this commit
+            for append in batch:
+                append.done.set_exception(error)
+            return
+        self._loop.call_soon_threadsafe(self._committed, commit)  # before the appenders hear of it
+        for append, fresh in zip(batch, commit.fresh, strict=True):
+            append.done.set_result(fresh)
+
+    def _committed(self, commit: Commit) -> None:
+        self._ids.update((id, None) for id in commit.ids)
+        for _ in range(commit.pruned):
+            self._ids.popitem(last=False)
+        if commit.head > self._head:
+            self._head = commit.head
+            self._wake()
+
+    def _wake(self) -> None:
+        self._advanced.set()
+        self._advanced = asyncio.Event()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise JournalError(f"journal {self._file.path} is closed")
+
+    async def _close(self) -> None:
+        """Commits what is queued, saves the cursors, and lets those who `wait` know."""
+        self._closed = True
+        self._wake()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._save_cursors()
+        await self._loop.run_in_executor(self._thread, self._file.close)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Append:
+    row: Row
+    done: Future[bool] = field(default_factory=Future)
