@@ -24,7 +24,7 @@ class Experience:
     value: float
     """v of the task by our tracker: frozen at dispatch for own groups (SPO++), at admission for foreign ones."""
     version: PolicyVersion
-    """Own: the oldest version of ours that sampled a token. Foreign: ours when it arrived (a peer's number says nothing)."""
+    """Own: the oldest version of ours that sampled a token. Foreign: ours when it arrived; a peer's says nothing."""
     arrived_at: float
     """Monotonic seconds."""
 

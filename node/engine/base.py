@@ -31,7 +31,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Weights:
-    """A policy version's tensors, on their way from the learner to the generator. Never written to after it was made."""
+    """A policy version's tensors, on their way from the learner to the generator. Never written to once made."""
 
     version: PolicyVersion
     tensors: Mapping[str, torch.Tensor]
