@@ -22,7 +22,7 @@ class Experience:
     """bool [G]: False where the source gave no score; such a rollout is neither evidence nor trained on."""
     own: bool
     value: float
-    """v of the task by our tracker: frozen at dispatch for own groups (SPO++), at admission for foreign ones."""
+    """v of the task by our tracker: frozen at dispatch for own groups (SPO++), read at the draw for foreign ones."""
     version: PolicyVersion
     """Own: the oldest version of ours that sampled a token. Foreign: ours when it arrived; a peer's says nothing."""
     arrived_at: float

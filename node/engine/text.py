@@ -1,0 +1,144 @@
+"""Between text, which peers share, and the tokens of one policy's tokenizer, which are its own.
+
+Guarantees, for any ids a policy may sample: the text is what the tokenizer itself decodes (end-of-sequence left out),
+and the per-token byte lengths add up to the text's UTF-8 length, even where the ids are not valid UTF-8.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+from jinja2 import TemplateError
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from node.engine.token_bytes import TokenBytes, credit_by_prefixes, credit_bytes, token_bytes
+from swarm.errors import PolicyError
+from swarm.types import FinishReason, Task
+
+
+class HfTextCodec:
+    """`TextCodec` over any fast Hugging Face tokenizer that has an end-of-sequence token.
+
+    A prompt goes through the chat template where there is one, the system prompt as a system message where the template
+    takes one and else in front of the user's; without a template it is plain text and a newline. In a response's text
+    special tokens are ordinary characters (nobody's text can end a turn), other added tokens are themselves.
+
+    Raises PolicyError for a tokenizer that has no fast version or no end-of-sequence token.
+    """
+
+    def __init__(self, tokenizer: object, system_prompt: str = "") -> None:
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
+            raise PolicyError(f"{type(tokenizer).__name__} is a slow tokenizer: expected a fast one (tokenizer.json)")
+        if not isinstance(tokenizer.eos_token_id, int):
+            raise PolicyError("the tokenizer has no end-of-sequence token (eos_token): expected one")
+        self._tokenizer = tokenizer
+        self._eos_id = tokenizer.eos_token_id
+        self._system_prompt = system_prompt
+        definition = tokenizer.backend_tokenizer.to_str()
+        self._prompts = _backend(definition)
+        self._responses = _backend(definition)
+        self._responses.encode_special_tokens = True  # as characters: "<eos>" in a peer's text ends nothing
+        self._vocab_size = 1 + max(self._prompts.get_vocab(with_added_tokens=True).values())
+        self._table: TokenBytes | None = token_bytes(self._prompts)
+        self._fingerprint = _fingerprint(definition, self._eos_id)
+        self._takes_system = self._render_takes_system()
+
+    @property
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    @property
+    def eos_id(self) -> int:
+        return self._eos_id
+
+    @property
+    def vocab_size(self) -> int:
+        return self._vocab_size
+
+    def save(self, directory: Path) -> None:
+        """Beside a model's weights, in Hugging Face layout."""
+        self._tokenizer.save_pretrained(directory)
+
+    def prompt(self, task: Task) -> np.ndarray:
+        return np.asarray(self._prompts.encode(self.render(task.prompt), add_special_tokens=False).ids, dtype=np.int32)
+
+    def render(self, question: str) -> str:
+        """What `prompt` encodes: the question as the policy gets to see it."""
+        if self._system_prompt and not self._takes_system:
+            question = f"{self._system_prompt}\n\n{question}"
+        if not self._tokenizer.chat_template:
+            return f"{self._beginning()}{question}\n"
+        system = [{"role": "system", "content": self._system_prompt}] if self._takes_system else []
+        return self._apply([*system, {"role": "user", "content": question}])
+
+    def encode(self, text: str, finish: FinishReason) -> np.ndarray:
+        ids = self._responses.encode(text, add_special_tokens=False).ids
+        return np.asarray([*ids, self._eos_id] if finish is FinishReason.STOP else ids, dtype=np.int32)
+
+    def decode(self, ids: np.ndarray) -> tuple[str, np.ndarray]:
+        kept = ids != self._eos_id
+        sampled = [int(token) for token in ids[kept]]
+        if self._table is None:
+            text, credits = credit_by_prefixes(sampled, self._decode_all)
+        else:
+            text, credits = credit_bytes(self._table.of(sampled))
+        lengths = np.zeros(len(ids), dtype=np.int32)
+        lengths[kept] = credits
+        return text, lengths
+
+    def _decode_all(self, ids: list[int]) -> str:
+        return self._prompts.decode(ids, skip_special_tokens=False)
+
+    def _apply(self, messages: list[dict[str, str]]) -> str:
+        rendered = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert isinstance(rendered, str)
+        return rendered
+
+    def _render_takes_system(self) -> bool:
+        """Templates refuse a system message, drop it silently, or render it: only a trial tells."""
+        if not self._system_prompt or not self._tokenizer.chat_template:
+            return False
+        messages = [{"role": "system", "content": self._system_prompt}, {"role": "user", "content": "?"}]
+        try:
+            return self._system_prompt.strip() in self._apply(messages)
+        except TemplateError:
+            return False
+
+    def _beginning(self) -> str:
+        """The beginning-of-sequence token, where the tokenizer itself puts one in front of plain text."""
+        bos = self._tokenizer.bos_token
+        added = self._prompts.encode("", add_special_tokens=True).ids
+        return bos if isinstance(bos, str) and added[:1] == [self._tokenizer.bos_token_id] else ""
+
+
+def load_codec(model: str | Path, system_prompt: str = "") -> HfTextCodec:
+    """The codec of a model directory or hub id. Raises PolicyError when its tokenizer cannot be loaded or used."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(model), use_fast=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise PolicyError(f"policy.model = {str(model)!r}: its tokenizer cannot be loaded: {reason}") from error
+    return HfTextCodec(tokenizer, system_prompt)
+
+
+def _backend(definition: str) -> Tokenizer:
+    """A copy of our own: flags set on it are seen by nobody else."""
+    backend = Tokenizer.from_str(definition)
+    backend.no_padding()
+    backend.no_truncation()
+    return backend
+
+
+def _fingerprint(definition: str, eos_id: int) -> str:
+    """SHA-256 over what gives ids their meaning: not the chat template, nor what is put around a text."""
+    parts = json.loads(definition)
+    for private in ("version", "truncation", "padding", "post_processor"):
+        parts.pop(private, None)
+    # vocabularies are mappings and added tokens are known by their id: their order in the file means nothing
+    parts["added_tokens"] = sorted(parts.get("added_tokens") or [], key=lambda token: token["id"])
+    canonical = json.dumps({**parts, "eos_id": eos_id}, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,153 @@
+"""The learner: one batch of experience, one or more optimiser updates, one new policy version. In a thread of its own.
+
+Weights are float32 whatever the policy's dtype is (bfloat16 is autocast around the forward pass): at a learning rate of
+1e-6 most updates of a bfloat16 weight would round to nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import TypeVar
+
+import torch
+
+from node.config import AdvantageConfig, ForeignConfig, LearnerConfig, ObjectiveConfig
+from node.engine.base import StepReport, Weights
+from node.engine.logprobs import action_logprobs
+from node.engine.policy import Policy
+from node.experience import Experience
+from node.rl.batch import MicroBatch, pack
+from node.rl.loss import finish_metrics, micro_batch_loss
+from node.rl.samples import RowPlan, build_rows
+from swarm.types import PolicyVersion
+
+T = TypeVar("T")
+
+
+class PolicyTrainer:
+    """`Trainer` over `policy.model`, which belongs to it from now on. An asynchronous context manager."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        advantage: AdvantageConfig,
+        objective: ObjectiveConfig,
+        foreign: ForeignConfig,
+        learner: LearnerConfig,
+        temperature: float,
+        autocast: bool = False,
+        version: PolicyVersion,
+    ) -> None:
+        self._model = policy.model.train()
+        self._codec = policy.codec
+        self._advantage = advantage
+        self._objective = objective
+        self._foreign = foreign
+        self._learner = learner
+        self._temperature = temperature
+        self._autocast = autocast
+        self._version = version
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="trainer")
+        named = [(name, p) for name, p in policy.model.named_parameters() if p.requires_grad]
+        self.parameter_names = [name for name, _ in named]
+        self.optimizer = torch.optim.AdamW(
+            [parameter for _, parameter in named],
+            lr=learner.lr,
+            betas=learner.betas,
+            weight_decay=learner.weight_decay,
+        )
+
+    @property
+    def version(self) -> PolicyVersion:
+        return self._version
+
+    async def __aenter__(self) -> PolicyTrainer:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown(wait=True)  # a step cannot be cut short; it is seconds at most
+
+    async def step(self, batch: Sequence[Experience]) -> StepReport:
+        return await self.call(lambda: self._step(batch))
+
+    async def weights(self) -> Weights:
+        return await self.call(lambda: Weights(version=self._version, tensors=self.tensors()))
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """Runs `function` between two steps, in the trainer's thread; for whoever must see the weights at rest."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """A copy of the weights by parameter name (tied ones once). Only inside `call`."""
+        return {name: parameter.detach().clone() for name, parameter in self._model.named_parameters()}
+
+    def _step(self, batch: Sequence[Experience]) -> StepReport:
+        started = time.perf_counter()
+        plan = build_rows(
+            batch,
+            self._codec,
+            self._advantage,
+            self._foreign,
+            self._learner,
+            self._version,
+        )
+        metrics = dict(plan.metrics)
+        if plan.rows:
+            metrics |= self._update(plan)
+        seconds = time.perf_counter() - started
+        metrics |= {"step_s": seconds, "learner_tokens_per_s": plan.denominators.tokens / seconds}
+        return StepReport(version=self._version, metrics=metrics)
+
+    def _update(self, plan: RowPlan) -> dict[str, float]:
+        micro_batches = [m.to(self._model.device) for m in pack(plan.rows, self._learner.tokens_per_micro_batch)]
+        # log pi_prox of each micro-batch: the policy before the first update, known from that update's own forward pass
+        proximal: list[torch.Tensor | None] = [None] * len(micro_batches)
+        metrics: dict[str, float] = {}
+        updated = False
+        for _ in range(self._learner.updates_per_batch):
+            self.optimizer.zero_grad(set_to_none=True)
+            sums = []
+            for i, micro in enumerate(micro_batches):
+                logp = self._logprobs(micro)
+                loss, parts = micro_batch_loss(
+                    micro, logp, proximal[i], self._objective, self._foreign, self._learner, plan.denominators
+                )
+                loss.backward()
+                sums.append(parts)
+                if proximal[i] is None:
+                    proximal[i] = logp.detach()
+            norm = float(torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._learner.grad_clip))
+            metrics = finish_metrics(sums) | {"grad_norm": norm, "lr": self._set_lr()}
+            if math.isfinite(norm):
+                self.optimizer.step()
+                updated = True
+        self._version = PolicyVersion(self._version + updated)
+        return metrics | {"skipped_update": float(not updated)}
+
+    def _logprobs(self, micro: MicroBatch) -> torch.Tensor:
+        with torch.autocast(self._model.device.type, torch.bfloat16, enabled=self._autocast):
+            return action_logprobs(
+                self._model,
+                micro.input_ids,
+                micro.attention_mask,
+                micro.position_ids,
+                micro.action_index,
+                micro.targets,
+                self._temperature,
+                self._learner.logit_chunk,
+            )
+
+    def _set_lr(self) -> float:
+        """Linear warm-up by policy version, so that a resumed learner does not warm up again."""
+        warm = min(1.0, (self._version + 1) / max(1, self._learner.warmup_steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learner.lr * warm
+        return self._learner.lr * warm

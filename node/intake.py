@@ -1,0 +1,76 @@
+"""From a peer's bytes to a group of somebody else's that we may learn from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from node.experience import Experience
+from node.journal import Journal
+from node.ledger import Ledger
+from node.rl.tracker import ValueTracker
+from swarm.limits import Limits
+from swarm.manifest import Manifest
+from swarm.net.base import Received
+from swarm.tasks.base import Judge
+from swarm.types import PeerId, PolicyVersion, ScoreStatus
+from swarm.verify import Judged, verify
+
+
+class Intake:
+    """Judges what peers send, and writes down what came of it."""
+
+    def __init__(
+        self,
+        *,
+        me: PeerId,
+        manifest: Manifest,
+        limits: Limits,
+        judge: Judge,
+        journal: Journal,
+        tracker: ValueTracker,
+        version: Callable[[], PolicyVersion],
+        ledger: Ledger,
+    ) -> None:
+        self._me = me
+        self._manifest = manifest
+        self._limits = limits
+        self._judge = judge
+        self._journal = journal
+        self._tracker = tracker
+        self._version = version
+        self._ledger = ledger
+
+    async def judge(self, received: Received) -> tuple[Judged, Experience | None]:
+        """The verdict, and what may be learned from if the group was admitted."""
+        judged = await verify(
+            received,
+            me=self._me,
+            judge=self._judge,
+            manifest=self._manifest,
+            limits=self._limits,
+            known=self._journal.known,
+            now=time.time(),
+        )
+        self._ledger.verdict(judged.origin, judged.signed.id if judged.signed else None, judged.verdict)
+        return judged, self._experience(judged)
+
+    def _experience(self, judged: Judged) -> Experience | None:
+        if not judged.verdict.admitted:
+            return None
+        assert judged.signed is not None
+        assert judged.task is not None
+        version = self._version()
+        return Experience(
+            id=judged.signed.id,
+            group=judged.signed.group,
+            task=judged.task,
+            rewards=np.array([score.reward for score in judged.scores], dtype=np.float32),
+            scored=np.array([score.status is ScoreStatus.OK for score in judged.scores], dtype=bool),
+            own=False,
+            value=self._tracker.value(judged.task, version),
+            version=version,
+            arrived_at=time.monotonic(),
+        )

@@ -1,0 +1,142 @@
+"""The learner's side of a node: what it draws, what a step leaves behind, and how all of it is kept.
+
+Everything that a node has learned is here: weights, optimiser, tracker, sampler, counters. A checkpoint is taken
+between two steps, so that its parts belong together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from node.checkpoint import CheckpointStore, optimizer_tensors
+from node.config import CheckpointConfig, ForeignConfig
+from node.engine.base import StepReport, Weights
+from node.engine.policy import Policy
+from node.engine.trainer import PolicyTrainer
+from node.experience import Experience
+from node.ledger import Ledger
+from node.metrics import MetricsLog
+from node.pool import RolloutPool
+from node.rl.foreign import FOREIGN
+from node.rl.sampler import TaskSampler
+from node.rl.tracker import ValueTracker
+from swarm.types import Task
+
+
+class Learning:
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        fingerprint: str,
+        trainer: PolicyTrainer,
+        tracker: ValueTracker,
+        sampler: TaskSampler,
+        foreign: ForeignConfig,
+        store: CheckpointStore,
+        config: CheckpointConfig,
+        running: asyncio.Event,
+        ledger: Ledger,
+        metrics_log: MetricsLog,
+        steps: int,
+    ) -> None:
+        self._policy = policy
+        self._fingerprint = fingerprint
+        self._trainer = trainer
+        self._tracker = tracker
+        self._sampler = sampler
+        self._foreign = foreign
+        self._store = store
+        self._config = config
+        self._running = running
+        self._ledger = ledger
+        self._metrics_log = metrics_log
+        self._last_step = time.monotonic()
+        self._between_steps = asyncio.Lock()
+        self._saving = asyncio.Lock()
+        self._saved_at = steps
+        self._stepped = asyncio.Event()
+        self.steps = steps
+
+    async def reached(self, step: int) -> None:
+        """Returns once the node has made `step` steps."""
+        while self.steps < step:
+            await self._stepped.wait()
+
+    async def draw(self, pool: RolloutPool) -> list[Experience]:
+        """The next step's batch. Waits while the node is paused, and for own groups."""
+        await self._running.wait()
+        version = self._trainer.version
+        rule = FOREIGN[type(self._foreign)]
+
+        def value(task: Task) -> float:
+            return self._tracker.value(task, version)
+
+        def demand(experience: Experience) -> float:
+            return rule.demand(experience, experience.value, self._foreign)
+
+        return await pool.draw(version, time.monotonic(), value, demand)
+
+    async def step(self, batch: Sequence[Experience]) -> None:
+        async with self._between_steps:
+            report = await self._trainer.step(batch)
+            self.steps += 1
+        self._ledger.counters["foreign_tokens"] += sum(e.group.num_sampled for e in batch if not e.own)
+        self._ledger.counters["foreign_groups_trained"] += sum(not e.own for e in batch)
+        self._record(report, own_tokens=sum(e.group.num_sampled for e in batch if e.own))
+        stepped, self._stepped = self._stepped, asyncio.Event()
+        stepped.set()
+
+    def _record(self, report: StepReport, own_tokens: int) -> None:
+        now = time.monotonic()
+        rate = own_tokens / (now - self._last_step)
+        self._last_step = now
+        report = replace(report, metrics=report.metrics | {"tokens_per_s": rate})
+        self._ledger.step(self.steps, report)
+        self._metrics_log.append({"step": self.steps, "version": report.version, "time": time.time()} | report.metrics)
+
+    async def weights(self) -> Weights:
+        return await self._trainer.weights()
+
+    async def checkpoint_if_due(self) -> None:
+        if self.steps - self._saved_at >= self._config.every_steps:
+            await self.checkpoint()
+
+    async def checkpoint(self) -> Path:
+        """Writes everything down and returns where. Training waits for the copy of the tensors, not for the disk."""
+        async with self._saving:
+            return await self._save()
+
+    async def _save(self) -> Path:
+        async with self._between_steps:
+            weights, optimizer = await self._trainer.call(self._copy)
+            state = {
+                "policy_version": self._trainer.version,
+                "steps": self.steps,
+                "fingerprint": self._fingerprint,
+                "tracker": self._tracker.state(),
+                "sampler": self._sampler.state(),
+                "counters": dict(self._ledger.counters),
+            }
+            self._saved_at = self.steps
+        save = self._saver(weights)
+        path = await asyncio.to_thread(self._store.save, self.steps, save, optimizer, state)
+        self._ledger.counters["checkpoints"] += 1
+        return path
+
+    def _copy(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        optimizer = optimizer_tensors(self._trainer.optimizer, self._trainer.parameter_names)
+        return self._trainer.tensors(), {name: tensor.clone() for name, tensor in optimizer.items()}
+
+    def _saver(self, weights: dict[str, torch.Tensor]) -> Callable[[Path], None]:
+        def save(directory: Path) -> None:
+            self._policy.model.save_pretrained(directory, state_dict=weights)
+            self._policy.codec.save(directory)
+
+        return save

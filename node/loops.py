@@ -1,0 +1,71 @@
+"""The four things a node does, each a loop with one input and one output.
+
+              tasks ──► produce ──► journal ──► share ──► peers
+                           │
+                           ▼
+    generator ◄── train ◄─ pool ◄── gather ◄── peers
+        └── new policy version ──┘
+
+They share two things only: the pool of experience and the weights (latest wins). None of them ever waits for another
+machine: `gather` and `share` move what is there, `train` draws what it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+
+from node.engine.base import Generator
+from node.evaluation import Evaluation
+from node.intake import Intake
+from node.journal import Journal
+from node.learning import Learning
+from node.pool import RolloutPool
+from node.producer import Producer
+from swarm.net.base import Exchange
+from swarm.types import Announcement
+
+
+async def produce(producer: Producer, journal: Journal, pool: RolloutPool) -> None:
+    """Task -> own group -> journal, pool. Waits for the generator, and for room in the pool."""
+    while True:
+        signed, experience = await producer.next_group()
+        await journal.append(signed, experience.rewards, own=True)
+        await pool.put_own(experience)
+
+
+async def share(
+    journal: Journal, exchange: Exchange, announcement: Callable[[int], Announcement], heartbeat_s: float
+) -> None:
+    """Journal -> whoever asks: tells the swarm that our log is there, which peers then pull and keep pulling. Waits for
+    the next heartbeat; news travels by the open streams and not by the directory."""
+    while True:
+        await exchange.announce(announcement(journal.head))
+        await asyncio.sleep(heartbeat_s)
+
+
+async def gather(exchange: Exchange, intake: Intake, journal: Journal, pool: RolloutPool) -> None:
+    """Peers' groups -> journal, pool, if they pass. Waits for a peer to have something; never for a particular one."""
+    async for received in exchange.receive():
+        judged, experience = await intake.judge(received)
+        exchange.blame(judged.origin, judged.verdict)
+        if experience is not None and await journal.append(judged.signed, experience.rewards, own=False):
+            pool.put_foreign(experience)
+
+
+async def train(pool: RolloutPool, learning: Learning, generator: Generator, max_steps: int) -> None:
+    """Pool -> optimiser step -> new policy version -> generator. Waits for own groups only. The node's clock."""
+    for _ in range(learning.steps, max_steps) if max_steps else itertools.count():
+        batch = await learning.draw(pool)
+        await learning.step(batch)
+        await generator.load(await learning.weights())
+        await learning.checkpoint_if_due()
+
+
+async def evaluate(evaluation: Evaluation, learning: Learning, every_steps: int) -> None:
+    """Beside the four: held-out questions -> status. Waits for the next multiple of `every_steps`."""
+    await evaluation.prepare()
+    while True:
+        await evaluation.once()
+        await learning.reached((learning.steps // every_steps + 1) * every_steps)

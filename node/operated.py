@@ -1,0 +1,145 @@
+"""A node that is up: its loops, and what its operator may ask of it. Made by `node.daemon`."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from node.config import NodeConfig, P2PExchange
+from node.engine.base import Generator
+from node.evaluation import Evaluation
+from node.intake import Intake
+from node.journal import Journal
+from node.learning import Learning
+from node.ledger import Ledger
+from node.loops import evaluate, gather, produce, share, train
+from node.metrics import LoopDelay, MetricsLog
+from node.pool import RolloutPool
+from node.producer import Author, Producer
+from node.rl.tracker import ValueTracker
+from swarm.net.base import Exchange
+from swarm.types import Announcement
+from swarm.wire.v1 import node_pb2
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RunningNode:
+    config: NodeConfig
+    author: Author
+    journal: Journal
+    pool: RolloutPool
+    producer: Producer
+    intake: Intake
+    exchange: Exchange
+    generator: Generator
+    learning: Learning
+    evaluation: Evaluation
+    tracker: ValueTracker
+    ledger: Ledger
+    metrics_log: MetricsLog
+    running: asyncio.Event
+    """Clear while the node is paused."""
+    stopping: asyncio.Event
+    delay: LoopDelay = field(default_factory=LoopDelay)
+    started: float = field(default_factory=time.monotonic)
+
+    async def run(self) -> None:
+        """The loops, until `stopping` is set; then a last checkpoint. Any loop's error stops them all and is raised."""
+        async with asyncio.TaskGroup() as group:
+            loops = [
+                *(produce(self.producer, self.journal, self.pool) for _ in range(self.config.sampler.concurrency)),
+                share(self.journal, self.exchange, self._announcement, self._heartbeat_s),
+                gather(self.exchange, self.intake, self.journal, self.pool),
+                train(self.pool, self.learning, self.generator, self.config.max_steps),
+                self.delay.run(),
+                self.metrics_log.run(),
+            ]
+            if self.config.eval.every_steps:
+                loops.append(evaluate(self.evaluation, self.learning, self.config.eval.every_steps))
+            tasks = [group.create_task(loop) for loop in loops]
+            await self.stopping.wait()
+            for task in tasks:
+                task.cancel()
+        log.info("checkpoint: %s", await self.learning.checkpoint())
+
+    @property
+    def _heartbeat_s(self) -> float:
+        exchange = self.config.exchange
+        return exchange.heartbeat_s if isinstance(exchange, P2PExchange) else 3600.0
+
+    def _announcement(self, head: int) -> Announcement:
+        return Announcement(
+            swarm=self.author.swarm,
+            peer=self.author.identity.peer_id,
+            addresses=self.exchange.addresses,
+            epoch=self.journal.epoch,
+            head=head,
+            name=self.config.name,
+            model=self.author.model,
+            tokenizer=self.author.codec.fingerprint,
+            issued_at=time.time(),
+        )
+
+    # What an operator asks (node.rpc.Operated) ------------------------------------------------------------------------
+
+    @property
+    def state(self) -> node_pb2.NodeState:
+        if self.stopping.is_set():
+            return node_pb2.NODE_STATE_STOPPING
+        return node_pb2.NODE_STATE_RUNNING if self.running.is_set() else node_pb2.NODE_STATE_PAUSED
+
+    def status(self) -> node_pb2.NodeStatus:
+        status = node_pb2.NodeStatus(
+            name=self.config.name,
+            peer=self.author.identity.peer_id,
+            version=importlib.metadata.version("swarm-node"),
+            state=self.state,
+            uptime_s=time.monotonic() - self.started,
+            swarm=self.author.swarm,
+            addresses=self.exchange.addresses,
+            peers=len(self.exchange.peers()),
+            network=self.exchange.state,
+        )
+        level = self.pool.level
+        self.ledger.fill(status, {"pool_own": level.own, "pool_foreign": level.foreign} | self.delay.gauges())
+        values = self.tracker.source_values(self.ledger.policy_version)
+        status.values.update({source.rpartition("/")[2]: value for source, value in values.items()})
+        return status
+
+    def peers(self) -> Sequence[node_pb2.Peer]:
+        now = time.monotonic()
+        return [
+            node_pb2.Peer(
+                peer=info.peer,
+                name=info.name,
+                addresses=info.addresses,
+                last_seen_s=now - info.last_seen,
+                head=info.head,
+                cursor=info.cursor,
+                admitted=self.ledger.admitted[info.peer],
+                refused=self.ledger.refusals_of(info.peer),
+            )
+            for info in self.exchange.peers()
+        ]
+
+    def verdicts(self, limit: int) -> Sequence[node_pb2.VerdictRecord]:
+        return self.ledger.verdict_records(limit)
+
+    def pause(self) -> None:
+        self.running.clear()
+
+    def resume(self) -> None:
+        self.running.set()
+
+    async def checkpoint(self) -> tuple[str, int]:
+        path = await self.learning.checkpoint()
+        return str(path), self.learning.steps
+
+    def stop(self) -> None:
+        self.stopping.set()

@@ -1,0 +1,167 @@
+"""From a task to a group of our own: pick, sample, score, sign."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from node.config import SamplerConfig
+from node.engine.base import Completion, Generator, TextCodec
+from node.experience import Experience
+from node.ledger import Ledger
+from node.rl.sampler import TaskSampler
+from node.rl.tracker import ValueTracker
+from swarm.errors import TaskError
+from swarm.tasks.base import Judge, held_out
+from swarm.types import (
+    FinishReason,
+    PolicyVersion,
+    Role,
+    Rollout,
+    RolloutGroup,
+    SampledTokens,
+    SamplingParams,
+    Score,
+    ScoreStatus,
+    SignedGroup,
+    Task,
+    TaskRef,
+    Turn,
+)
+from swarm.wire.codec import seal
+from swarm.wire.identity import Identity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Author:
+    """Who signs our groups, and what every one of them says of us."""
+
+    identity: Identity
+    swarm: str
+    model: str
+    codec: TextCodec
+    sampling: SamplingParams
+    share_ids: bool
+
+    def rollout(self, completion: Completion) -> Rollout:
+        text, byte_lengths = self.codec.decode(completion.ids)
+        sampled = SampledTokens(
+            logprobs=completion.logprobs,
+            byte_lengths=byte_lengths,
+            versions=completion.versions,
+            ids=completion.ids,
+        )
+        return Rollout(turns=(Turn(role=Role.ASSISTANT, text=text, finish=completion.finish, sampled=sampled),))
+
+    def group(self, task: Task, rollouts: Sequence[Rollout]) -> RolloutGroup:
+        return RolloutGroup(
+            swarm=self.swarm,
+            origin=self.identity.peer_id,
+            task=task.ref,
+            rollouts=tuple(rollouts),
+            model=self.model,
+            tokenizer=self.codec.fingerprint,
+            sampling=self.sampling,
+            created_at=time.time(),
+        )
+
+    def sign(self, group: RolloutGroup) -> SignedGroup:
+        """The group as peers will see it; token ids stay here unless they are to be shared."""
+        return seal(group if self.share_ids else _without_ids(group), self.identity)
+
+
+def _without_ids(group: RolloutGroup) -> RolloutGroup:
+    def strip(turn: Turn) -> Turn:
+        return turn if turn.sampled is None else replace(turn, sampled=replace(turn.sampled, ids=None))
+
+    return replace(group, rollouts=tuple(replace(r, turns=tuple(map(strip, r.turns))) for r in group.rollouts))
+
+
+class Producer:
+    """Makes one group at a time; several tasks may ask at once. Failures are counted and the next task is taken."""
+
+    def __init__(
+        self,
+        *,
+        config: SamplerConfig,
+        sampler: TaskSampler,
+        tracker: ValueTracker,
+        judge: Judge,
+        generator: Generator,
+        author: Author,
+        version: Callable[[], PolicyVersion],
+        running: asyncio.Event,
+        ledger: Ledger,
+    ) -> None:
+        self._config = config
+        self._sampler = sampler
+        self._tracker = tracker
+        self._judge = judge
+        self._generator = generator
+        self._author = author
+        self._version = version
+        self._running = running
+        self._ledger = ledger
+
+    async def next_group(self) -> tuple[SignedGroup, Experience]:
+        """A group with at least one scored rollout, as we share it and as we learn from it."""
+        while True:
+            await self._running.wait()
+            task, prompt = await self._next_task()
+            value = self._tracker.value(task, self._version())  # frozen at dispatch (SPO++ section 3)
+            completions = await self._generator.sample(prompt, self._config.group_size, self._author.sampling)
+            whole = [c for c in completions if c.finish is not FinishReason.ERROR]
+            rollouts = [self._author.rollout(completion) for completion in whole]
+            scores = await self._judge.score(task, [rollout.response for rollout in rollouts])
+            scored = np.array([score.status is ScoreStatus.OK for score in scores], dtype=bool)
+            self._ledger.counters["failed_rollouts"] += len(completions) - int(scored.sum())
+            if scored.any():
+                return self._finish(task, value, rollouts, scores, scored)
+
+    def _finish(
+        self, task: Task, value: float, rollouts: Sequence[Rollout], scores: Sequence[Score], scored: np.ndarray
+    ) -> tuple[SignedGroup, Experience]:
+        group = self._author.group(task, rollouts)
+        for score, counts in zip(scores, scored, strict=True):
+            if counts:
+                self._tracker.observe(task, score.reward, group.oldest_version)
+        self._ledger.counters["own_groups"] += 1
+        self._ledger.counters["own_rollouts"] += len(rollouts)
+        self._ledger.counters["own_tokens"] += group.num_sampled
+        signed = self._author.sign(group)
+        experience = Experience(
+            id=signed.id,
+            group=group,
+            task=task,
+            rewards=np.array([score.reward for score in scores], dtype=np.float32),
+            scored=scored,
+            own=True,
+            value=value,
+            version=group.oldest_version,
+            arrived_at=time.monotonic(),
+        )
+        return signed, experience
+
+    async def _next_task(self) -> tuple[Task, np.ndarray]:
+        """A training task whose prompt fits."""
+        while True:
+            tasks = [task for ref in self._sampler.propose(self._version()) if (task := await self._make(ref))]
+            if tasks:
+                task = self._sampler.choose(tasks, self._version())
+                prompt = self._author.codec.prompt(task)
+                if len(prompt) <= self._config.max_prompt_tokens:
+                    return task, prompt
+                self._ledger.counters["skipped_prompts"] += 1
+
+    async def _make(self, ref: TaskRef) -> Task | None:
+        """None for a task of everybody's held-out set, and for one that its source cannot make."""
+        try:
+            task = await self._judge.task(ref)
+        except TaskError:
+            self._ledger.counters["failed_tasks"] += 1
+            return None
+        return None if held_out(task.prompt) else task

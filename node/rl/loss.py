@@ -1,0 +1,168 @@
+"""One micro-batch's loss: the objective on our own rows, the foreign rule on peers', and what to report of both.
+
+Sums, not means, are taken per micro-batch, so that `finish_metrics` gives the same numbers however rows were packed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from node.config import ForeignConfig, LearnerConfig, ObjectiveConfig, RecOneside
+from node.rl.batch import MicroBatch
+from node.rl.correction import chunk_log_ratios, effective_sample_share, log_ratio, opsm_keep, sequence_ratio
+from node.rl.foreign import FOREIGN
+from node.rl.objective import OBJECTIVES, Denominators, TokenBatch, TokenLoss
+
+#: Of s, where the foreign rule has no opinion and it is only reported.
+BYTES_PER_TOKEN = 4.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LossSums:
+    """Sums and counts over one micro-batch; those of several add up."""
+
+    loss: float
+    own_tokens: int
+    own_dropped_tokens: int
+    """Without a gradient from their advantage: masked by the objective, or in a vetoed rollout."""
+    own_rows: int
+    vetoed_rows: int
+    """By OPSM."""
+    nll: float
+    """-log pi of own actions; per token an estimate of the policy's entropy."""
+    weight: float
+    weight_squared: float
+    """Of rho."""
+    foreign_tokens: int
+    foreign_dropped_tokens: int
+    foreign_rows: int
+    foreign_ratio: float
+    """Of s."""
+    abs_log_rho: np.ndarray
+    """float32 [own tokens], kept whole because a quantile does not add up."""
+
+
+def micro_batch_loss(
+    micro: MicroBatch,
+    logp: Tensor,
+    proximal: Tensor | None,
+    objective: ObjectiveConfig,
+    foreign: ForeignConfig,
+    learner: LearnerConfig,
+    denominators: Denominators,
+) -> tuple[Tensor, LossSums]:
+    """Scalar loss (gradient through `logp`, float32 [N]) and what to report.
+
+    `proximal` [N] is log pi at the start of the step; None in the step's first update, where it is `logp` itself.
+    The losses of a batch's micro-batches add up to the batch's.
+    """
+    anchor = logp.detach() if proximal is None else proximal.detach()
+    own_tokens = micro.own[micro.sample]
+    own, peers = (_select(micro, logp, anchor, mask) for mask in (own_tokens, ~own_tokens))
+    keep = opsm_keep(own.logp, own.behaviour, micro.advantage, own.sample, micro.lengths, learner.opsm_delta)
+    own_loss = OBJECTIVES[type(objective)](own, objective, denominators)
+    own_loss = TokenLoss(per_token=own_loss.per_token * keep[own.sample], kept=own_loss.kept & keep[own.sample])
+    ratios = _foreign_ratios(micro, logp, foreign)
+    foreign_loss = FOREIGN[type(foreign)].token_loss(peers, ratios, foreign, denominators)
+    loss = own_loss.per_token.sum() + foreign_loss.per_token.sum()
+    return loss, _sums(micro, loss, own, own_loss, keep, foreign_loss, ratios)
+
+
+def finish_metrics(sums: Sequence[LossSums]) -> dict[str, float]:
+    """Metrics of a batch from those of its micro-batches. A key that has no tokens to speak of is missing."""
+    total = {f.name: sum(getattr(s, f.name) for s in sums) for f in fields(LossSums) if f.name != "abs_log_rho"}
+    metrics = {
+        "loss": float(total["loss"]),
+        "own_tokens": float(total["own_tokens"]),
+        "foreign_tokens": float(total["foreign_tokens"]),
+    }
+    if total["own_tokens"]:
+        abs_log_rho = np.concatenate([s.abs_log_rho for s in sums]).astype(np.float64)
+        metrics |= {
+            "log_rho_mean": float(abs_log_rho.mean()),
+            "log_rho_p99": float(np.quantile(abs_log_rho, 0.99)),
+            "masked_share": total["own_dropped_tokens"] / total["own_tokens"],
+            "opsm_share": total["vetoed_rows"] / total["own_rows"],
+            "ess_share": effective_sample_share(total["weight"], total["weight_squared"], total["own_tokens"]),
+            "entropy": total["nll"] / total["own_tokens"],
+        }
+    if total["foreign_tokens"]:
+        metrics |= {
+            "foreign_ratio": total["foreign_ratio"] / total["foreign_rows"],
+            "foreign_masked_share": total["foreign_dropped_tokens"] / total["foreign_tokens"],
+        }
+    return metrics
+
+
+def _select(micro: MicroBatch, logp: Tensor, anchor: Tensor, mask: Tensor) -> TokenBatch:
+    sample = micro.sample[mask]
+    return TokenBatch(
+        logp=logp[mask],
+        behaviour=micro.behaviour[mask],
+        proximal=anchor[mask],
+        advantage=micro.advantage[sample],
+        sample=sample,
+        lengths=micro.lengths,
+    )
+
+
+def _foreign_ratios(micro: MicroBatch, logp: Tensor, foreign: ForeignConfig) -> Tensor:
+    """s of each row, float32 [S]; 1 for own rows. One transfer from the device, then numpy."""
+    ratios = np.ones(len(micro.rows), dtype=np.float32)
+    if not bool(micro.own.all()):
+        bytes_per_token = foreign.bytes_per_token if isinstance(foreign, RecOneside) else BYTES_PER_TOKEN
+        by_row = np.split(logp.detach().cpu().numpy(), np.cumsum(micro.lengths.cpu().numpy())[:-1])
+        for number, (row, row_logp) in enumerate(zip(micro.rows, by_row, strict=True)):
+            if row.peer is not None:
+                chunks = chunk_log_ratios(row_logp, row.byte_lengths, row.peer.logprobs, row.peer.byte_lengths)
+                ratios[number] = sequence_ratio(float(chunks.sum()), int(row.byte_lengths.sum()), bytes_per_token)
+    return torch.from_numpy(ratios).to(logp.device)
+
+
+def _sums(
+    micro: MicroBatch,
+    loss: Tensor,
+    own: TokenBatch,
+    own_loss: TokenLoss,
+    keep: Tensor,
+    foreign_loss: TokenLoss,
+    ratios: Tensor,
+) -> LossSums:
+    log_rho = log_ratio(own.logp.detach(), own.behaviour)
+    rho = log_rho.double().exp()
+    foreign_rows = ~micro.own
+    # One transfer from the device for all of them.
+    numbers = torch.stack(
+        [
+            loss.detach().double(),
+            (~own_loss.kept).sum(),
+            micro.own.sum(),
+            (~keep).sum(),
+            -own.logp.detach().double().sum(),
+            rho.sum(),
+            rho.square().sum(),
+            (~foreign_loss.kept).sum(),
+            foreign_rows.sum(),
+            ratios.double()[foreign_rows].sum(),
+        ]
+    ).tolist()
+    return LossSums(
+        loss=numbers[0],
+        own_tokens=len(own.logp),
+        own_dropped_tokens=int(numbers[1]),
+        own_rows=int(numbers[2]),
+        vetoed_rows=int(numbers[3]),
+        nll=numbers[4],
+        weight=numbers[5],
+        weight_squared=numbers[6],
+        foreign_tokens=len(foreign_loss.kept),
+        foreign_dropped_tokens=int(numbers[7]),
+        foreign_rows=int(numbers[8]),
+        foreign_ratio=numbers[9],
+        abs_log_rho=log_rho.abs().cpu().numpy(),
+    )

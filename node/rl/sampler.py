@@ -1,0 +1,110 @@
+"""Which task to sample next: where there is something to learn.
+
+A task of value v is drawn with weight sqrt(v(1-v)) + exploration (SPO, arXiv 2509.13232): most where half of the
+rollouts succeed, and never nothing. Sources are picked by their own values first, because a procedural source's
+tasks cannot be listed; of the picked one a few candidates are proposed and the most promising is likely chosen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from node.config import SamplerConfig
+from node.rl.tracker import ValueTracker
+from swarm.errors import CheckpointError, ConfigError
+from swarm.types import PolicyVersion, Task, TaskRef
+
+#: Procedural sources are sampled over seeds of 32 bits and indices of 20: practically, no reference comes twice.
+MAX_SEED = 2**32
+MAX_INDEX = 2**20
+
+
+class Referable(Protocol):
+    """The part of a `TaskSource` that references are made from."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def config(self) -> str: ...
+
+    @property
+    def size(self) -> int | None: ...
+
+
+class TaskSampler:
+    """`propose` references, make their tasks, drop those that are held out, `choose` one. Deterministic in its seed."""
+
+    def __init__(
+        self,
+        sources: Sequence[Referable],
+        weights: Sequence[float],
+        tracker: ValueTracker,
+        config: SamplerConfig,
+        seed: int,
+    ) -> None:
+        """`weights` are positive, one per source. Raises ConfigError for a source without tasks."""
+        if not sources or len(sources) != len(weights):
+            raise ValueError(f"{len(sources)} sources and {len(weights)} weights: give one weight to each")
+        for source, weight in zip(sources, weights, strict=True):
+            if source.size is not None and source.size < 1:
+                raise ConfigError(f"tasks: {source.name} is empty")
+            if not weight > 0:
+                raise ConfigError(f"tasks: weight of {source.name} is {weight}: it must be greater than 0")
+        self._sources = tuple(sources)
+        self._weights = tuple(weights)
+        self._tracker = tracker
+        self._config = config
+        self._rng = np.random.Generator(np.random.PCG64(seed))
+
+    def propose(self, now: PolicyVersion) -> list[TaskRef]:
+        """Up to `candidates` different references of one source (fewer only where it has fewer)."""
+        weights = [
+            weight * self._promise(self._tracker.source_value(source.name, now))
+            for source, weight in zip(self._sources, self._weights, strict=True)
+        ]
+        source = self._sources[self._pick(weights)]
+        return [
+            TaskRef(source=source.name, version=source.version, config=source.config, seed=seed, index=index)
+            for seed, index in self._places(source.size)
+        ]
+
+    def choose(self, tasks: Sequence[Task], now: PolicyVersion) -> Task:
+        """One of `tasks`, by their values. Raises ValueError if there is none."""
+        if not tasks:
+            raise ValueError("no task to choose from")
+        return tasks[self._pick([self._promise(self._tracker.value(task, now)) for task in tasks])]
+
+    def state(self) -> dict[str, object]:
+        """Where the random stream is, as plain JSON data (integers of up to 128 bits)."""
+        return dict(self._rng.bit_generator.state)
+
+    def restore(self, state: Mapping[str, object]) -> None:
+        """Goes on where `state` was taken. Raises CheckpointError for anything else than a state."""
+        try:
+            self._rng.bit_generator.state = dict(state)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise CheckpointError(f"sampler state: {error!r}") from error
+
+    def _promise(self, value: float) -> float:
+        return math.sqrt(value * (1.0 - value)) + self._config.exploration
+
+    def _pick(self, weights: Sequence[float]) -> int:
+        probabilities = np.asarray(weights, dtype=np.float64)
+        return int(self._rng.choice(len(weights), p=probabilities / probabilities.sum()))
+
+    def _places(self, size: int | None) -> list[tuple[int, int]]:
+        """(seed, index) of each candidate; a finite source has one seed, 0."""
+        if size is None:
+            seeds = self._rng.integers(MAX_SEED, size=self._config.candidates)
+            indices = self._rng.integers(MAX_INDEX, size=self._config.candidates)
+            return [(int(seed), int(index)) for seed, index in zip(seeds, indices, strict=True)]
+        chosen = self._rng.choice(size, size=min(self._config.candidates, size), replace=False)
+        return [(0, int(index)) for index in chosen]

@@ -1,0 +1,173 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from node.config import ForeignConfig, ReceiverBaseline, RecOneside, SapoPlain
+from node.experience import Experience
+from node.rl.foreign import FOREIGN
+from node.rl.objective import Denominators, TokenBatch
+from swarm.types import GroupId, PeerId, PolicyVersion, RolloutGroup, SamplingParams, Task, TaskRef
+
+RULES = [ReceiverBaseline(), RecOneside(), SapoPlain()]
+
+
+def make_experience(rewards: list[float], scored: list[bool] | None = None) -> Experience:
+    ref = TaskRef(source="a", version="1", config="{}", seed=0, index=0)
+    return Experience(
+        id=GroupId("00"),
+        group=RolloutGroup(
+            swarm="s",
+            origin=PeerId("p"),
+            task=ref,
+            rollouts=(),
+            model="m",
+            tokenizer="t",
+            sampling=SamplingParams(),
+            created_at=0,
+        ),
+        task=Task(ref=ref, prompt="q", answer="", difficulty="{}"),
+        rewards=np.array(rewards, dtype=np.float32),
+        scored=np.array(scored or [True] * len(rewards)),
+        own=False,
+        value=0.5,
+        version=PolicyVersion(0),
+        arrived_at=0.0,
+    )
+
+
+def demand(config: ForeignConfig, rewards: list[float], value: float, scored: list[bool] | None = None) -> float:
+    return FOREIGN[type(config)].demand(make_experience(rewards, scored), value, config)
+
+
+def advantages(config: ForeignConfig, rewards: list[float], value: float, scale: float = 1.0) -> list[float]:
+    array = np.array(rewards)
+    return FOREIGN[type(config)].advantages(array, value, float(array.mean()), scale, config).tolist()
+
+
+def loss_and_gradient(
+    config: ForeignConfig, advantage: list[float], ratio: list[float], s: list[float] | None = None
+) -> tuple[list[float], list[float], list[bool]]:
+    """One token a rollout, of probability 0.5 now and 0.5 / ratio at the start of the step; 10 tokens in all."""
+    n = len(advantage)
+    logp = torch.full((n,), 0.5, dtype=torch.float64).log().requires_grad_()
+    batch = TokenBatch(
+        logp=logp,
+        behaviour=torch.full((n,), float("nan")),
+        proximal=logp.detach() - torch.tensor(ratio, dtype=torch.float64).log(),
+        advantage=torch.tensor(advantage, dtype=torch.float64),
+        sample=torch.arange(n),
+        lengths=torch.ones(n, dtype=torch.int64),
+    )
+    gate: Tensor | None = None if s is None else torch.tensor(s, dtype=torch.float64)
+    loss = FOREIGN[type(config)].token_loss(batch, gate, config, Denominators(tokens=10, samples=n))
+    loss.per_token.sum().backward()
+    assert logp.grad is not None
+    return loss.per_token.tolist(), logp.grad.tolist(), loss.kept.tolist()
+
+
+@pytest.mark.parametrize("config", [ReceiverBaseline(), RecOneside()])
+def test_an_experts_group_on_what_we_fail_at_is_worth_one(config: ForeignConfig):
+    assert advantages(config, [1, 1, 1, 1], value=0.0) == [1, 1, 1, 1]
+    assert advantages(config, [1, 1, 1, 1], value=0.75) == [0.25] * 4
+
+
+@pytest.mark.parametrize("config", [ReceiverBaseline(), RecOneside()])
+def test_an_all_wrong_group_is_worth_nothing(config: ForeignConfig):
+    assert advantages(config, [0, 0, 0], value=0.9) == [0, 0, 0]
+
+
+def test_the_baseline_is_never_above_the_peers_mean():
+    assert advantages(RecOneside(), [1, 0, 0, 0], value=0.9) == [0.75, -0.25, -0.25, -0.25]
+    assert advantages(RecOneside(), [1, 0, 0, 0], value=0.1) == pytest.approx([0.9, -0.1, -0.1, -0.1])
+
+
+def test_advantages_are_in_our_own_scale_and_clamped():
+    assert advantages(RecOneside(), [1, 0], value=0.5, scale=0.25) == [2, -2]
+    assert advantages(RecOneside(), [1, 0], value=0.5, scale=1e-3) == [5, -5]
+
+
+def test_the_receiver_learns_from_successes_only_unless_told():
+    assert advantages(ReceiverBaseline(), [1, 0], value=0.5) == [0.5, 0]
+    assert advantages(ReceiverBaseline(negatives=0.5), [1, 0], value=0.5) == [0.5, -0.25]
+
+
+def test_sapo_is_normalised_in_the_peers_group():
+    std = np.std([1, 0, 0, 0], ddof=1)
+    assert advantages(SapoPlain(), [1, 0, 0, 0], value=0.0) == pytest.approx([0.75 / std] + [-0.25 / std] * 3)
+    assert advantages(SapoPlain(), [1, 1], value=0.0) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "value", "expected"),
+    [
+        ([1, 1], 0.25, 0.75**2),
+        ([1, 0], 0.25, 0.75**2),
+        ([0, 0], 0.25, 0.0),
+        ([1, 1], 1.0, 0.0),
+        ([0.25, 0.25], 0.5, 0.0),
+    ],
+)
+def test_the_receiver_wants_what_it_fails_at(rewards: list[float], value: float, expected: float):
+    assert demand(ReceiverBaseline(), rewards, value) == pytest.approx(expected)
+
+
+def test_demand_without_exponent_is_even():
+    assert demand(ReceiverBaseline(demand=0), [1, 1], 0.9) == 1.0
+
+
+def test_rec_wants_whatever_has_an_advantage():
+    assert demand(RecOneside(), [1, 1], 0.5) == 1.0
+    assert demand(RecOneside(), [0, 1], 0.5) == 1.0
+    assert demand(RecOneside(), [0, 0], 0.5) == 0.0
+
+
+def test_sapo_wants_groups_whose_rewards_differ():
+    assert demand(SapoPlain(), [0, 1], 0.5) == 1.0
+    assert demand(SapoPlain(), [1, 1], 0.0) == 0.0
+
+
+@pytest.mark.parametrize("config", RULES)
+def test_unscored_rollouts_are_no_evidence(config: ForeignConfig):
+    assert demand(config, [0, 1], 0.5, scored=[True, False]) == 0.0
+    assert demand(config, [0, 1], 0.5, scored=[False, False]) == 0.0
+
+
+def test_equal_partial_rewards_are_equal_to_their_mean():
+    assert demand(ReceiverBaseline(), [0.7] * 7, value=0.9) == 0.0
+
+
+def test_the_receivers_loss_is_one_sided_around_our_own_snapshot():
+    loss, gradient, kept = loss_and_gradient(
+        ReceiverBaseline(negatives=1.0), [2, 2, 2, -1, -1], ratio=[1.27, 1.29, 0.1, 0.81, 0.79]
+    )
+    assert kept == [True, False, True, True, False]
+    assert gradient == pytest.approx([-0.2, 0, -0.2, 0.1, 0])
+    assert loss == pytest.approx([g * np.log(0.5) for g in gradient])
+
+
+def test_the_receiver_does_not_ask_the_peers_likelihood():
+    assert loss_and_gradient(ReceiverBaseline(), [1], [1], s=[0.0]) == loss_and_gradient(ReceiverBaseline(), [1], [1])
+
+
+def test_rec_attenuates_by_likelihood_and_never_weighs_up():
+    _, gradient, kept = loss_and_gradient(
+        RecOneside(), [1, 1, 1, 1, -1, -1], ratio=[1] * 6, s=[7.0, 1.0, 0.9, 0.79, 0.95, 0.85]
+    )
+    assert gradient == pytest.approx([-0.1, -0.1, -0.081, 0, 0.09025, 0])
+    assert kept == [True, True, True, False, True, False]
+
+
+def test_rec_without_a_likelihood_has_no_gate():
+    assert loss_and_gradient(RecOneside(), [1, -1], [1, 1])[1] == pytest.approx([-0.1, 0.1])
+
+
+def test_sapo_is_plain_ppo_around_our_own_snapshot():
+    _, gradient, kept = loss_and_gradient(SapoPlain(), [1, 1, -1, -1], ratio=[1, 1.3, 0.9, 0.7])
+    assert gradient == pytest.approx([-0.1, 0, 0.09, 0])
+    assert kept == [True, False, True, False]
+
+
+@pytest.mark.parametrize("config", RULES)
+def test_on_the_first_update_the_gradient_is_reinforce(config: ForeignConfig):
+    assert loss_and_gradient(config, [1.5, -0.5], [1, 1], s=[1, 1])[1] == pytest.approx([-0.15, 0.05])

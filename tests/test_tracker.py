@@ -1,0 +1,163 @@
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from node.config import TrackerConfig
+from node.rl.tracker import Evidence, ValueTracker
+from swarm.errors import CheckpointError
+from swarm.types import PolicyVersion, Task, TaskRef
+
+CONFIG = TrackerConfig()
+V0 = PolicyVersion(0)
+
+outcomes = st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 1), st.integers(0, 40)), max_size=30)
+
+
+def make_task(prompt: str, source: str = "rg/spell", difficulty: str = "{}", index: int = 0) -> Task:
+    ref = TaskRef(source=source, version="1", config="{}", seed=0, index=index)
+    return Task(ref=ref, prompt=prompt, answer="", difficulty=difficulty)
+
+
+@settings(deadline=None)
+@given(st.floats(0, 100), st.floats(0, 100), st.floats(0.5, 1), st.floats(0, 1))
+def test_an_observation_is_a_step_of_an_exponential_average(alpha: float, beta: float, decay: float, reward: float):
+    evidence = Evidence(successes=alpha, mass=alpha + beta + 1e-3, version=3)
+    mean, mass = evidence.successes / evidence.mass, evidence.mass
+    evidence.observe(reward, 4, decay)
+    rate = 1 / (decay * mass + 1)
+    assert evidence.mass == pytest.approx(decay * mass + 1)
+    assert evidence.successes / evidence.mass == pytest.approx(mean + rate * (reward - mean), abs=1e-9)
+
+
+@pytest.mark.parametrize(("decay", "window"), [(0.875, 8.0), (0.96, 25.0)])
+def test_one_outcome_per_update_settles_at_the_window(decay: float, window: float):
+    evidence = Evidence()
+    for version in range(1000):
+        evidence.observe(1.0, version, decay)
+    assert evidence.mass == pytest.approx(window)
+
+
+def test_value_without_outcomes_is_the_root_prior():
+    assert ValueTracker(CONFIG).value(make_task("a"), V0) == 0.5
+
+
+def test_value_is_the_posterior_mean_of_prompt_given_cell_given_source():
+    tracker = ValueTracker(CONFIG)
+    tracker.observe(make_task("a"), 1.0, PolicyVersion(2))
+    source = (0.5 + 1) / 2
+    cell = (8 * source + 1) / 9
+    assert tracker.source_values(PolicyVersion(2)) == {"rg/spell": pytest.approx(source)}
+    assert tracker.value(make_task("a"), PolicyVersion(2)) == pytest.approx((8 * cell + 1) / 9)
+    assert tracker.value(make_task("b"), PolicyVersion(2)) == pytest.approx(cell)
+    assert tracker.value(make_task("b", difficulty='{"n":2}'), PolicyVersion(2)) == pytest.approx(source)
+    assert tracker.value(make_task("b", source="rg/sort"), PolicyVersion(2)) == 0.5
+
+
+def test_an_outcome_k_updates_old_has_weight_decay_to_the_k():
+    tracker = ValueTracker(CONFIG)
+    tracker.observe(make_task("a"), 1.0, PolicyVersion(2))
+    slow, fast = CONFIG.prompt_decay**3, CONFIG.cell_decay**3
+    source = (0.5 + fast) / (1 + fast)
+    cell = (8 * source + fast) / (8 + fast)
+    assert tracker.value(make_task("a"), PolicyVersion(5)) == pytest.approx((8 * cell + slow) / (8 + slow))
+
+
+def test_old_evidence_fades_to_the_prior():
+    tracker = ValueTracker(CONFIG)
+    tracker.observe(make_task("a"), 1.0, V0)
+    assert tracker.value(make_task("a"), PolicyVersion(10**9)) == pytest.approx(0.5)
+
+
+def test_the_same_question_at_another_index_is_the_same_prompt():
+    tracker = ValueTracker(CONFIG)
+    tracker.observe(make_task("a", index=1), 1.0, V0)
+    assert tracker.value(make_task("a", index=7), V0) == tracker.value(make_task("a", index=1), V0)
+    assert tracker.value(make_task("a", index=7), V0) > tracker.value(make_task("b", index=1), V0)
+
+
+@settings(deadline=None)
+@given(outcomes, st.randoms(use_true_random=False))
+def test_values_do_not_depend_on_the_order_of_receipt(events: list[tuple[str, float, int]], random):
+    shuffled = list(events)
+    random.shuffle(shuffled)
+    trackers = ValueTracker(CONFIG), ValueTracker(CONFIG)
+    for tracker, order in zip(trackers, (events, shuffled), strict=True):
+        for prompt, reward, version in order:
+            tracker.observe(make_task(prompt), reward, PolicyVersion(version))
+    for prompt in "abc":
+        values = [tracker.value(make_task(prompt), PolicyVersion(45)) for tracker in trackers]
+        assert values[0] == pytest.approx(values[1], rel=1e-9)
+
+
+@settings(deadline=None)
+@given(outcomes)
+def test_values_stay_between_zero_and_one(events: list[tuple[str, float, int]]):
+    tracker = ValueTracker(CONFIG)
+    for prompt, reward, version in events:
+        tracker.observe(make_task(prompt), reward, PolicyVersion(version))
+    assert all(0 < tracker.value(make_task(prompt), PolicyVersion(40)) < 1 for prompt in "abc")
+
+
+def test_versions_far_apart_do_not_overflow():
+    tracker = ValueTracker(CONFIG)
+    for version in (10**9, 0, 2 * 10**9, 5):
+        tracker.observe(make_task("a"), 1.0, PolicyVersion(version))
+    source = 1.5 / 2
+    cell = (8 * source + 1) / 9
+    assert tracker.value(make_task("a"), PolicyVersion(2 * 10**9)) == pytest.approx((8 * cell + 1) / 9)
+
+
+def test_a_read_before_the_newest_outcome_is_a_read_at_its_time():
+    tracker = ValueTracker(CONFIG)
+    tracker.observe(make_task("a"), 1.0, PolicyVersion(9))
+    assert tracker.value(make_task("a"), V0) == tracker.value(make_task("a"), PolicyVersion(9))
+
+
+def test_reads_change_nothing():
+    tracker = ValueTracker(CONFIG)
+    tracker.observe(make_task("a"), 1.0, PolicyVersion(1))
+    before = tracker.state()
+    tracker.value(make_task("b"), PolicyVersion(9))
+    tracker.source_values(PolicyVersion(9))
+    assert tracker.state() == before
+
+
+@pytest.mark.parametrize("reward", [-0.1, 1.1, float("nan"), float("inf")])
+def test_a_reward_outside_zero_to_one_is_refused(reward: float):
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\]"):
+        ValueTracker(CONFIG).observe(make_task("a"), reward, V0)
+
+
+def test_the_least_recently_seen_prompt_is_forgotten():
+    tracker = ValueTracker(TrackerConfig(max_prompts=2))
+    for prompt in ("a", "b", "a", "c"):
+        tracker.observe(make_task(prompt), 1.0, V0)
+    unseen = tracker.value(make_task("new"), V0)
+    assert tracker.value(make_task("b"), V0) == unseen
+    assert tracker.value(make_task("a"), V0) > unseen
+    assert tracker.value(make_task("c"), V0) > unseen
+    assert len(tracker.state()["prompts"]) == 2
+
+
+def test_state_survives_json():
+    tracker = ValueTracker(CONFIG)
+    for index, prompt in enumerate(("a", "b", "a")):
+        tracker.observe(make_task(prompt, difficulty=f'{{"n":{index}}}'), index / 2, PolicyVersion(index))
+    restored = ValueTracker.restore(CONFIG, json.loads(json.dumps(tracker.state())))
+    assert restored.state() == tracker.state()
+    assert restored.value(make_task("a"), PolicyVersion(9)) == tracker.value(make_task("a"), PolicyVersion(9))
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {"sources": [["a", 1.0]], "cells": [], "prompts": []},
+        {"sources": [], "cells": [], "prompts": [["a", "x", 1.0, 0]]},
+    ],
+)
+def test_anything_else_than_a_state_is_refused(state: dict):
+    with pytest.raises(CheckpointError, match="tracker state"):
+        ValueTracker.restore(CONFIG, state)
