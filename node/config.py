@@ -55,7 +55,17 @@ class JsonlTasks(Table):
     weight: PositiveFloat = 1.0
 
 
-TaskConfig = Annotated[ReasoningGymTasks | JsonlTasks, Field(discriminator="type")]
+class PluginTasks(Table):
+    type: Literal["plugin"] = "plugin"
+    factory: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
+    """"module:factory" of your own source; importable where the node runs, and by every peer of the swarm."""
+    name: str
+    config: dict[str, object] = Field(default_factory=dict)
+    """That source's own settings."""
+    weight: PositiveFloat = 1.0
+
+
+TaskConfig = Annotated[ReasoningGymTasks | JsonlTasks | PluginTasks, Field(discriminator="type")]
 
 
 class SamplerConfig(Table):

@@ -8,20 +8,18 @@ Order of opening: data directory (lock), identity, journal, judge (child process
 from __future__ import annotations
 
 import asyncio
-import copy
 import logging
 import random
 import signal
-from contextlib import AsyncExitStack
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
-import torch
 import uvloop
-from swarm.tasks.judge import ProcessJudge
 
 from node.checkpoint import Checkpoint, CheckpointStore, restore_optimizer
 from node.config import NodeConfig, NoExchange
 from node.datadir import DataDirectory
-from node.engine.policy import Policy, load_policy
+from node.engine.policy import Policy, load_policy, prepare_process
 from node.engine.trainer import PolicyTrainer
 from node.engine.transformers import TransformersGenerator
 from node.evaluation import Evaluation
@@ -42,16 +40,19 @@ from swarm.net.base import Exchange
 from swarm.net.exchange import P2PExchange, P2PSettings
 from swarm.net.memory import Hub
 from swarm.tasks.base import Judge
+from swarm.tasks.judge import ProcessJudge
 from swarm.types import PolicyVersion, SamplingParams
 from swarm.wire.identity import Identity
 
 log = logging.getLogger(__name__)
 
+#: (identity, id of the swarm, journal) -> the exchange, open as long as its context is.
+Join = Callable[[Identity, str, Journal], AbstractAsyncContextManager[Exchange]]
+
 
 def run(config: NodeConfig) -> int:
     """Runs the node until SIGTERM, SIGINT or the operator's Stop. Returns the exit status; raises SwarmError."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    prepare_process(config.threads)
     uvloop.run(serve(config))
     return 0
 
@@ -66,8 +67,10 @@ async def serve(config: NodeConfig) -> None:
     log.info("%s has stopped", config.name)
 
 
-async def open_node(config: NodeConfig, stack: AsyncExitStack, stopping: asyncio.Event) -> RunningNode:
-    """Opens everything on `stack`. Raises SwarmError with nothing left open once the stack is unwound."""
+async def open_node(
+    config: NodeConfig, stack: AsyncExitStack, stopping: asyncio.Event, join: Join | None = None
+) -> RunningNode:
+    """Opens everything on `stack`, which closes it. `join` replaces the config's exchange. Raises SwarmError."""
     data = DataDirectory(config.data_dir)
     stack.enter_context(data.lock())
     identity = Identity.load_or_create(data.identity)
@@ -135,7 +138,7 @@ async def open_node(config: NodeConfig, stack: AsyncExitStack, stopping: asyncio
             version=lambda: trainer.version,
             ledger=kept.ledger,
         ),
-        exchange=await _exchange(config, stack, data, identity, manifest, journal),
+        exchange=await stack.enter_async_context((join or _exchange(config, data))(identity, manifest.id, journal)),
         generator=generator,
         learning=learning,
         evaluation=Evaluation(
@@ -200,29 +203,23 @@ def _trainer(config: NodeConfig, policy: Policy, version: PolicyVersion) -> Poli
 
 
 def _generator(config: NodeConfig, policy: Policy, version: PolicyVersion) -> TransformersGenerator:
-    model = copy.deepcopy(policy.model).to(getattr(torch, config.policy.dtype))
+    model = policy.sampling_copy(config.policy.dtype)
     return TransformersGenerator(model, policy.codec.eos_id, config.engine, version, config.seed + version)
 
 
-async def _exchange(
-    config: NodeConfig,
-    stack: AsyncExitStack,
-    data: DataDirectory,
-    identity: Identity,
-    manifest: Manifest,
-    journal: Journal,
-) -> Exchange:
-    if isinstance(config.exchange, NoExchange):
-        return await stack.enter_async_context(Hub().join(identity.peer_id, journal))
-    settings = P2PSettings(**config.exchange.model_dump(exclude={"type"}))
-    exchange = P2PExchange(
-        settings,
-        identity=identity,
-        identity_path=data.identity,
-        swarm=manifest.id,
-        log=journal,
-        limits=config.limits,
-        cursors=journal,
-        peers_file=data.peers,
-    )
-    return await stack.enter_async_context(exchange)
+def _exchange(config: NodeConfig, data: DataDirectory) -> Join:
+    def join(identity: Identity, swarm: str, journal: Journal) -> AbstractAsyncContextManager[Exchange]:
+        if isinstance(config.exchange, NoExchange):
+            return Hub().join(identity.peer_id, journal)
+        return P2PExchange(
+            P2PSettings(**config.exchange.model_dump(exclude={"type"})),
+            identity=identity,
+            identity_path=data.identity,
+            swarm=swarm,
+            log=journal,
+            cursors=journal,
+            limits=config.limits,
+            peers_file=data.peers,
+        )
+
+    return join

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from swarm.types import GroupId, PolicyVersion, RolloutGroup, Task
+from swarm.types import GroupId, PolicyVersion, RolloutGroup, SignedGroup, Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -29,5 +29,14 @@ class Experience:
     """Monotonic seconds."""
 
     @property
-    def mean_reward(self) -> float:
-        return float(self.rewards[self.scored].mean()) if self.scored.any() else 0.0
+    def scores(self) -> list[float | None]:
+        """Rewards, None where there is none."""
+        return [float(r) if scored else None for r, scored in zip(self.rewards, self.scored, strict=True)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Judged:
+    """One group, as it travels and as we learn from it."""
+
+    signed: SignedGroup
+    experience: Experience

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from node.experience import Experience
+from node.experience import Experience, Judged
 from node.journal import Journal
 from node.ledger import Ledger
 from node.rl.tracker import ValueTracker
@@ -16,7 +16,7 @@ from swarm.manifest import Manifest
 from swarm.net.base import Received
 from swarm.tasks.base import Judge
 from swarm.types import PeerId, PolicyVersion, ScoreStatus
-from swarm.verify import Judged, verify
+from swarm.verify import Findings, verify
 
 
 class Intake:
@@ -43,9 +43,9 @@ class Intake:
         self._version = version
         self._ledger = ledger
 
-    async def judge(self, received: Received) -> tuple[Judged, Experience | None]:
-        """The verdict, and what may be learned from if the group was admitted."""
-        judged = await verify(
+    async def judge(self, received: Received) -> tuple[Findings, Judged | None]:
+        """What was found, and what may be learned from if the group was admitted."""
+        findings = await verify(
             received,
             me=self._me,
             judge=self._judge,
@@ -54,23 +54,20 @@ class Intake:
             known=self._journal.known,
             now=time.time(),
         )
-        self._ledger.verdict(judged.origin, judged.signed.id if judged.signed else None, judged.verdict)
-        return judged, self._experience(judged)
-
-    def _experience(self, judged: Judged) -> Experience | None:
-        if not judged.verdict.admitted:
-            return None
-        assert judged.signed is not None
-        assert judged.task is not None
+        signed, task = findings.signed, findings.task
+        self._ledger.verdict(findings.origin, signed.id if signed else None, findings.verdict)
+        if not findings.verdict.admitted or signed is None or task is None:
+            return findings, None
         version = self._version()
-        return Experience(
-            id=judged.signed.id,
-            group=judged.signed.group,
-            task=judged.task,
-            rewards=np.array([score.reward for score in judged.scores], dtype=np.float32),
-            scored=np.array([score.status is ScoreStatus.OK for score in judged.scores], dtype=bool),
+        experience = Experience(
+            id=signed.id,
+            group=signed.group,
+            task=task,
+            rewards=np.array([score.reward for score in findings.scores], dtype=np.float32),
+            scored=np.array([score.status is ScoreStatus.OK for score in findings.scores], dtype=bool),
             own=False,
-            value=self._tracker.value(judged.task, version),
+            value=self._tracker.value(task, version),
             version=version,
             arrived_at=time.monotonic(),
         )
+        return findings, Judged(signed=signed, experience=experience)

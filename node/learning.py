@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,6 +69,10 @@ class Learning:
         """Returns once the node has made `step` steps."""
         while self.steps < step:
             await self._stepped.wait()
+
+    def at_rest(self) -> AbstractAsyncContextManager[None]:
+        """No step is under way inside."""
+        return self._between_steps
 
     async def draw(self, pool: RolloutPool) -> list[Experience]:
         """The next step's batch. Waits while the node is paused, and for own groups."""

@@ -30,9 +30,9 @@ from swarm.types import Announcement
 async def produce(producer: Producer, journal: Journal, pool: RolloutPool) -> None:
     """Task -> own group -> journal, pool. Waits for the generator, and for room in the pool."""
     while True:
-        signed, experience = await producer.next_group()
-        await journal.append(signed, experience.rewards, own=True)
-        await pool.put_own(experience)
+        judged = await producer.next_group()
+        await journal.append(judged.signed, judged.experience.scores, own=True)
+        await pool.put_own(judged.experience)
 
 
 async def share(
@@ -48,10 +48,10 @@ async def share(
 async def gather(exchange: Exchange, intake: Intake, journal: Journal, pool: RolloutPool) -> None:
     """Peers' groups -> journal, pool, if they pass. Waits for a peer to have something; never for a particular one."""
     async for received in exchange.receive():
-        judged, experience = await intake.judge(received)
-        exchange.blame(judged.origin, judged.verdict)
-        if experience is not None and await journal.append(judged.signed, experience.rewards, own=False):
-            pool.put_foreign(experience)
+        findings, judged = await intake.judge(received)
+        exchange.blame(findings.origin, findings.verdict)
+        if judged and await journal.append(judged.signed, judged.experience.scores, own=False):
+            pool.put_foreign(judged.experience)
 
 
 async def train(pool: RolloutPool, learning: Learning, generator: Generator, max_steps: int) -> None:

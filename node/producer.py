@@ -11,7 +11,7 @@ import numpy as np
 
 from node.config import SamplerConfig
 from node.engine.base import Completion, Generator, TextCodec
-from node.experience import Experience
+from node.experience import Experience, Judged
 from node.ledger import Ledger
 from node.rl.sampler import TaskSampler
 from node.rl.tracker import ValueTracker
@@ -107,8 +107,8 @@ class Producer:
         self._running = running
         self._ledger = ledger
 
-    async def next_group(self) -> tuple[SignedGroup, Experience]:
-        """A group with at least one scored rollout, as we share it and as we learn from it."""
+    async def next_group(self) -> Judged:
+        """A group with at least one scored rollout."""
         while True:
             await self._running.wait()
             task, prompt = await self._next_task()
@@ -124,7 +124,7 @@ class Producer:
 
     def _finish(
         self, task: Task, value: float, rollouts: Sequence[Rollout], scores: Sequence[Score], scored: np.ndarray
-    ) -> tuple[SignedGroup, Experience]:
+    ) -> Judged:
         group = self._author.group(task, rollouts)
         for score, counts in zip(scores, scored, strict=True):
             if counts:
@@ -144,7 +144,7 @@ class Producer:
             version=group.oldest_version,
             arrived_at=time.monotonic(),
         )
-        return signed, experience
+        return Judged(signed=signed, experience=experience)
 
     async def _next_task(self) -> tuple[Task, np.ndarray]:
         """A training task whose prompt fits."""

@@ -5,7 +5,8 @@
     ├── TaskError              a task cannot be made or scored
     │   └── TaskTimeout        ... in time
     ├── WireError              bytes from outside that are not what they should be
-    │   └── LimitError         ... or more than they may be
+    │   ├── LimitError         ... or more than they may be
+    │   └── ProtocolMismatch   ... or those of another version of the protocol
     ├── SignatureMismatch      bytes that their claimed author did not sign
     ├── NetworkError           a peer, a stream or the network stack failed; never fatal to the node
     ├── PolicyError            a model or tokenizer cannot be loaded or used
@@ -33,6 +34,9 @@ class WireError(SwarmError, ValueError): ...
 
 
 class LimitError(WireError): ...
+
+
+class ProtocolMismatch(WireError): ...
 
 
 class SignatureMismatch(SwarmError): ...

@@ -1,4 +1,4 @@
-"""What a peer may send us. Part of no agreement: each node has its own, and checks them before it parses or allocates."""
+"""What a peer may send us. Part of no agreement: each node has its own, checked before it parses or allocates."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class Task:
     answer: str
     """Ground truth, as text. Never leaves the node."""
     difficulty: str
-    """Canonical JSON of what makes this task harder than its siblings ('{"word_len":4}'); "{}" if the source knows none."""
+    """Canonical JSON of what makes this task harder than its siblings ('{"word_len":4}'); "{}" if unknown."""
     metadata: Mapping[str, object] = field(default_factory=dict, repr=False, compare=False)
     """Whatever the source needs to score it."""
 
@@ -223,13 +223,13 @@ class Reason(StrEnum):
     WRONG_SWARM = "wrong_swarm"
     WRONG_ORIGIN = "wrong_origin"
     BAD_SIGNATURE = "bad_signature"
-    DUPLICATE = "duplicate"
     STALE = "stale"
     FROM_FUTURE = "from_future"
     UNKNOWN_TASK = "unknown_task"
-    HELD_OUT = "held_out"
     BAD_SAMPLING = "bad_sampling"
     BAD_TOKENS = "bad_tokens"
+    DUPLICATE = "duplicate"
+    HELD_OUT = "held_out"
     UNSCORABLE = "unscorable"
 
 

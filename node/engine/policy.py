@@ -5,16 +5,18 @@ Weights come from safetensors only and no code of a model repository is ever exe
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from node.config import PolicyConfig
 from node.engine.text import HfTextCodec, load_codec
-from node.seed import seed_model
+from node.seed.cache import seed_model
 from swarm.errors import PolicyError
 
 
@@ -25,6 +27,18 @@ class Policy:
     codec: HfTextCodec
     fingerprint: str
     """Of the architecture and the base weights; what peers see."""
+
+    def sampling_copy(self, dtype: str) -> PreTrainedModel:
+        """The generator's own weights, in the dtype that it samples with ("float32", "bfloat16")."""
+        return copy.deepcopy(self.model).to(getattr(torch, dtype))
+
+
+def prepare_process(threads: int) -> None:
+    """Once per process, before a policy is loaded: CPU threads for torch (0 leaves it to torch), and no progress bars,
+    which would be all that a log file is full of."""
+    if threads:
+        torch.set_num_threads(threads)
+    disable_progress_bar()
 
 
 def load_policy(config: PolicyConfig, resume_from: Path | None = None) -> Policy:
@@ -40,7 +54,7 @@ def load_policy(config: PolicyConfig, resume_from: Path | None = None) -> Policy
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PolicyError(f"policy.model = {config.model!r}: cannot be loaded: {reason}") from error
-    model.to(resolve_device(config.device))
+    torch.nn.Module.to(model, resolve_device(config.device))  # transformers' own signature of `to` has no types
     return Policy(model=model, codec=load_codec(source, config.system_prompt), fingerprint=fingerprint(model))
 
 

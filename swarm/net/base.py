@@ -87,7 +87,7 @@ class Exchange(Protocol):
         ...
 
     async def announce(self, announcement: Announcement) -> None:
-        """Tell the directory. Never raises for the network's sake: an announcement that fails is renewed by the next."""
+        """Tell the directory. Never raises for the network's sake: one that fails is renewed by the next."""
         ...
 
     def receive(self) -> AsyncIterator[Received]:

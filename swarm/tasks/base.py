@@ -7,6 +7,7 @@ scoring a text touches nothing else. It may raise; whoever asks it (`Judge`) tur
 from __future__ import annotations
 
 import binascii
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,8 +24,13 @@ def held_out(prompt: str) -> bool:
     return binascii.crc32(prompt.encode()) % HELD_OUT_IN == 0
 
 
-class TaskSource(Protocol):
-    """One kind of task under one config; made by `swarm.tasks.SOURCES[type]`."""
+def canonical_json(value: object) -> str:
+    """Sorted keys, no spaces, ASCII: equal values are equal strings. Raises ValueError for NaN and infinities."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+class SourceInfo(Protocol):
+    """What can be known of a source without having it: the judge's process has it, the node has this."""
 
     @property
     def name(self) -> str:
@@ -44,6 +50,10 @@ class TaskSource(Protocol):
         """How many tasks there are (index < size), or None for a procedural source."""
         ...
 
+
+class TaskSource(SourceInfo, Protocol):
+    """One kind of task under one config; made by `swarm.tasks.make_source(spec)`."""
+
     def task(self, seed: int, index: int) -> Task:
         """Raises TaskError when there is no such task."""
         ...
@@ -62,7 +72,7 @@ class SourceSpec:
     """
 
     type: str
-    """Key of `swarm.tasks.SOURCES`."""
+    """Key of `swarm.tasks.SOURCES`, or "module:factory" for a source of one's own."""
     name: str
     config: str = "{}"
     """Canonical JSON of the source's settings."""
@@ -74,7 +84,7 @@ class Judge(Protocol):
     """Makes tasks and scores them, under a time limit. Asked by the producer, by the verifier and by evaluation."""
 
     @property
-    def sources(self) -> Sequence[TaskSource]:
+    def sources(self) -> Sequence[SourceInfo]:
         """Name, version, config and size of each, in the order of the specs."""
         ...
 

@@ -1,0 +1,96 @@
+"""The command `swarm-node`.
+
+This module and the package `node.commands` are the one place where imports wait until they are needed: torch and
+hivemind take seconds to import, and `--help`, `version` and `status` answer in a fraction of one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from swarm.errors import ConfigError, SwarmError
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+DESCRIPTION = """\
+Trains a language model by reinforcement learning on tasks that check themselves,
+alone or together with strangers over a peer-to-peer network.
+"""
+EPILOG = """\
+examples:
+  swarm-node run configs/solo.toml                       one node, alone
+  swarm-node run configs/local.toml --set name=second    a setting changed for this run
+  swarm-node status runs/solo --watch                    what it is doing
+  swarm-node COMMAND --help                              more on one command
+
+exit codes:
+  0  done      1  failed      2  wrong usage or config      130  interrupted
+"""
+
+
+class CommandModule(Protocol):
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    main: Callable[[argparse.Namespace], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    module: str
+    summary: str
+
+
+COMMANDS: Mapping[str, Command] = {
+    "run": Command("node.commands.run", "run a node until it is stopped"),
+    "demo": Command("node.demo.command", "watch a small swarm learn on this machine"),
+    "status": Command("node.commands.status", "show what a running node is doing"),
+    "seed": Command("node.commands.seed", "make the built-in seed model"),
+    "eval": Command("node.commands.evaluate", "measure a model on the held-out tasks"),
+    "config": Command("node.commands.config", "check a config file and print what it amounts to"),
+    "version": Command("node.commands.version", "print versions"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code; wrong usage exits with USAGE from within argparse."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments = _parser(words[0] if words else "").parse_args(words)
+        return arguments.main(arguments)
+    except ConfigError as error:
+        return _complain(error, USAGE)
+    except BrokenPipeError:  # `swarm-node status | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush fails, too
+        return FAILED
+    except SwarmError as error:
+        return _complain(error, FAILED)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _parser(chosen: str) -> argparse.ArgumentParser:
+    """Knows all commands by name, and the arguments of the chosen one: the others' modules are not imported."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("swarm-node", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        command_parser = commands.add_parser(name, help=command.summary, formatter_class=raw)
+        if name == chosen:
+            module = cast(CommandModule, importlib.import_module(command.module))
+            module.add_arguments(command_parser)
+            command_parser.set_defaults(main=module.main)
+    return parser
+
+
+def _complain(error: SwarmError, code: int) -> int:
+    print(f"swarm-node: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""A model, an engine and a judge for as long as an evaluation takes: what `node.daemon` is to `run`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from node.config import NodeConfig, ReasoningGymTasks, SamplerConfig
+from node.engine.policy import load_policy, prepare_process
+from node.engine.transformers import TransformersGenerator
+from node.evaluate import FamilyResult, evaluate, held_out_from
+from node.evaluation import SEED
+from node.seed.demonstrations import DEMO_FAMILIES
+from node.settings import task_specs
+from swarm.tasks.judge import ProcessJudge
+from swarm.types import PolicyVersion, SamplingParams
+
+
+def seed_config() -> NodeConfig:
+    """The tasks that the built-in model knows of."""
+    tasks = tuple(ReasoningGymTasks(name=spec.name, config=json.loads(spec.config)) for spec in DEMO_FAMILIES)
+    return NodeConfig(tasks=tasks, sampler=SamplerConfig(max_new_tokens=24))
+
+
+async def evaluate_policy(model: str, config: NodeConfig, tasks: int, samples: int) -> dict[str, FamilyResult]:
+    """`model` on `tasks` held-out questions of each of the config's families, `samples` answers to each."""
+    prepare_process(config.threads)
+    policy = await asyncio.to_thread(load_policy, config.policy.model_copy(update={"model": model}))
+    sampler = config.sampler
+    params = SamplingParams(temperature=sampler.temperature, top_p=sampler.top_p, max_new_tokens=sampler.max_new_tokens)
+    copy = policy.sampling_copy(config.policy.dtype)
+    generator = TransformersGenerator(copy, policy.codec.eos_id, config.engine, PolicyVersion(0), config.seed)
+    async with ProcessJudge(task_specs(config), timeout_s=config.score_timeout_s) as judge, generator:
+        questions = {
+            source.name.rpartition("/")[2]: await held_out_from(judge, source, tasks, SEED) for source in judge.sources
+        }
+        return await evaluate(generator, policy.codec, judge, questions, samples, params)

@@ -1,0 +1,60 @@
+"""What a single value from outside may be. Each function returns the value, or raises WireError naming it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from swarm.errors import LimitError, WireError
+
+#: Cursors, seeds and versions are kept in signed 64 bit columns.
+MAX_INTEGER = 2**63 - 1
+MAX_LABEL_CHARS = 128
+MAX_CONFIG_CHARS = 4096
+MAX_NAME_CHARS = 64
+MAX_ADDRESS_CHARS = 256
+EPOCH_BYTES = 16
+SIGNATURE_BYTES = 64
+
+
+def limit(name: str, value: int, largest: int) -> int:
+    """`value`, if it is at most `largest`; else LimitError."""
+    if value > largest:
+        raise LimitError(f"{name} {value}: must be at most {largest}")
+    return value
+
+
+def integer(name: str, value: int) -> int:
+    """From 0 to MAX_INTEGER."""
+    if value < 0:
+        raise WireError(f"{name} {value}: must not be negative")
+    return limit(name, value, MAX_INTEGER)
+
+
+def instant(name: str, value: float) -> float:
+    """Unix seconds: finite, not negative."""
+    if not (math.isfinite(value) and value >= 0):
+        raise WireError(f"{name} {value}: must be finite and not negative")
+    return value
+
+
+def label(name: str, value: str, max_chars: int = MAX_LABEL_CHARS) -> str:
+    """Text that is shown to people: short, and nothing that a terminal would obey (control characters, escapes,
+    direction overrides)."""
+    limit(f"{name} characters", len(value), max_chars)
+    if not value.isprintable():
+        raise WireError(f"{name} {value!a}: must be printable")
+    return value
+
+
+def epoch(value: bytes) -> bytes:
+    """Of a log: EPOCH_BYTES bytes."""
+    if len(value) != EPOCH_BYTES:
+        raise WireError(f"epoch of {len(value)} bytes: must be {EPOCH_BYTES}")
+    return value
+
+
+def shortest(value: float) -> float:
+    """The shortest decimal that is the same float32: what was 0.7 before it travelled as a float32 is 0.7 again."""
+    return float(str(np.float32(value)))

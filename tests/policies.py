@@ -1,0 +1,32 @@
+"""An untrained policy of a few thousand parameters, in Hugging Face layout: loads at once, learns in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from node.seed.tokenizer import make_tokenizer
+
+
+def save_tiny_policy(directory: Path, seed: int = 0, phrases: tuple[str, ...] = ()) -> Path:
+    """Byte-level; other `phrases` make another tokenizer."""
+    tokenizer = make_tokenizer(phrases, 256)
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        intermediate_size=64,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory

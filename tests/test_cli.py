@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from node import cli
+from node.commands import evaluate, status, version
+from node.commands.config import toml_lines
+from node.config import RpcConfig
+from node.evaluate import FamilyResult
+from node.rpc import RpcServer
+from node.settings import load_config
+from swarm.errors import NetworkError, PolicyError
+from swarm.wire.v1 import node_pb2
+
+ROOT = Path(__file__).parents[1]
+SOLO = ROOT / "configs/solo.toml"
+
+
+def swarm_node(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "node.cli", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+# In a process of its own ----------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_command_and_the_exit_codes() -> None:
+    done = swarm_node("--help")
+    assert done.returncode == cli.OK
+    assert all(f"    {name} " in done.stdout for name in cli.COMMANDS)
+    assert "0  done      1  failed      2  wrong usage or config      130  interrupted" in done.stdout
+
+
+def test_a_wrong_config_is_one_line_and_no_traceback(tmp_path: Path) -> None:
+    path = tmp_path / "node.toml"
+    path.write_text("[learner]\nlrr = 1\n")
+    done = swarm_node("run", path)
+    assert done.returncode == cli.USAGE
+    assert done.stdout == ""
+    assert done.stderr == (
+        f"swarm-node: {path}: tasks is missing; {path}: learner.lrr is not a key; did you mean learner.lr?\n"
+    )
+
+
+def test_what_answers_at_once_imports_nothing_heavy() -> None:
+    program = (
+        "import sys; from node import cli\n"
+        "for words in (['version'], ['status', 'nowhere'], ['config', 'nowhere']): cli.main(words)\n"
+        "heavy = {'torch', 'transformers', 'hivemind', 'reasoning_gym', 'matplotlib'} & sys.modules.keys()\n"
+        "sys.exit(' '.join(heavy) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_reader_that_leaves_is_no_traceback() -> None:
+    command = f"{sys.executable} -m node.cli config {SOLO} | true"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+
+
+# In this one ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [[], ["bogus"], ["run"], ["status", "--watch", "0"], ["eval", "d", "--tasks", "0"]])
+def test_wrong_usage(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(words)
+    assert caught.value.code == cli.USAGE
+    assert capsys.readouterr().err.startswith("usage: swarm-node")
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([name, "--help"])
+    assert caught.value.code == 0
+    assert f"usage: swarm-node {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (NetworkError("no node there"), cli.FAILED, "swarm-node: no node there\n"),
+        (PolicyError("no such model"), cli.FAILED, "swarm-node: no such model\n"),
+        (KeyboardInterrupt(), cli.INTERRUPTED, ""),
+    ],
+)
+def test_exit_codes(
+    error: BaseException,
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(arguments: object) -> int:
+        raise error
+
+    monkeypatch.setattr(version, "main", fail)
+    assert cli.main(["version"]) == code
+    assert capsys.readouterr() == ("", said)
+
+
+def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(arguments: object) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(version, "main", fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["version"])
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["version", "--json"]) == cli.OK
+    versions = json.loads(capsys.readouterr().out)
+    assert {"swarm-node", "python", "protocol", "torch", "hivemind"} <= versions.keys()
+    assert cli.main(["version"]) == cli.OK
+    assert capsys.readouterr().out.splitlines()[0].split() == ["swarm-node", versions["swarm-node"]]
+
+
+def test_the_printed_config_loads_to_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ['name="a \\" b\\\\ \u00e9 \\u007f"', 'exchange={type="p2p", listen=["/ip4/1.2.3.4/tcp/1"]}']
+    flags = [word for override in overrides for word in ("--set", override)]
+    assert cli.main(["config", str(SOLO), *flags]) == cli.OK
+    printed = tmp_path / "printed.toml"
+    printed.write_text(capsys.readouterr().out)
+    assert load_config(printed) == load_config(SOLO, overrides)
+
+
+def test_tables_in_toml() -> None:
+    table = {"t": {"u": {"x": 1}, "strange key": [1.5, True]}, "a": "b", "l": [{"c": {}}, {"d": [[1], [{"e": 2}]]}]}
+    assert "\n".join(toml_lines(table)) == (
+        'a = "b"\n\n[t]\n"strange key" = [1.5, true]\n\n[t.u]\nx = 1\n\n[[l]]\n\n[l.c]\n\n[[l]]\nd = [[1], [{e = 2}]]'
+    )
+
+
+def test_config_refuses_a_dataset_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", str(SOLO), "--set", "tasks.0.name=spell_forward"]) == cli.USAGE
+    assert capsys.readouterr().err.startswith("swarm-node: reasoning_gym has no dataset 'spell_forward'")
+
+
+# Status ---------------------------------------------------------------------------------------------------------------
+
+STATUS = node_pb2.NodeStatus(
+    name="alder",
+    version="0.1.0",
+    state=node_pb2.NODE_STATE_PAUSED,
+    uptime_s=3725.9,
+    policy_version=12,
+    steps=6,
+    swarm="0123456789abcdef0123",
+    peers=2,
+    network="up",
+    admitted={f"12D3KooWpeer{i:02}": i for i in range(1, 11)},
+    refused={"stale": 3, "bad_signature": 0},
+    counters={"own_tokens": 1234567, "failed_rollouts": 0},
+    metrics={"loss": 0.123456},
+    held_out={"sudoku": 0.25},
+    held_out_step=5,
+    warnings=["[red]not markup[/red]"],
+)
+
+
+def printed(renderable: object) -> list[str]:
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    with console.file:
+        console.print(renderable)
+        return [line.rstrip() for line in console.export_text().splitlines()]
+
+
+def test_the_status_table() -> None:
+    assert [" ".join(line.split()) for line in printed(status.render(STATUS))] == [
+        "alder paused, up 1:02:05, swarm-node 0.1.0",
+        "policy version 12 after 6 steps",
+        "network up, 2 peers alive, swarm 0123456789abcdef",
+        "admitted oWpeer10 10 oWpeer09 9 oWpeer08 8 oWpeer07 7 oWpeer06 6 oWpeer05 5 oWpeer04 4 oWpeer03 3 2 others 3",
+        "refused stale 3",
+        "held out, step 5 sudoku 25.0%",
+        "counted own_tokens 1,234,567",
+        "newest step loss 0.1235",
+        "warnings [red]not markup[/red]",
+    ]
+
+
+class Asked:
+    """An `Operated` whose status is STATUS."""
+
+    state = node_pb2.NODE_STATE_RUNNING
+
+    def __init__(self) -> None:
+        self.stopping = asyncio.Event()
+
+    def status(self) -> node_pb2.NodeStatus:
+        return STATUS
+
+    def peers(self) -> Sequence[node_pb2.Peer]:
+        return []
+
+    def verdicts(self, limit: int) -> Sequence[node_pb2.VerdictRecord]:
+        return []
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    async def checkpoint(self) -> tuple[str, int]:
+        return "", 0
+
+    def stop(self) -> None: ...
+
+
+async def test_status_of_a_real_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async with RpcServer(RpcConfig(), Asked()) as server:
+        (tmp_path / "rpc").write_text(json.dumps({"address": server.address, "pid": 1}))
+        for where in ([str(tmp_path)], ["--address", server.address]):
+            assert await asyncio.to_thread(cli.main, ["status", "--json", *where]) == cli.OK
+            answer = json.loads(capsys.readouterr().out)
+            assert (answer["state"], answer["policy_version"]) == ("NODE_STATE_PAUSED", "12")
+            assert answer["values"] == {}
+        assert await asyncio.to_thread(cli.main, ["status", str(tmp_path)]) == cli.OK
+        assert "paused, up 1:02:05" in capsys.readouterr().out
+
+
+async def test_a_watch_ends_with_the_node(capsys: pytest.CaptureFixture[str]) -> None:
+    async with RpcServer(RpcConfig(), Asked()) as server:
+        words = ["status", "--address", server.address, "--json", "--watch", "0.1"]
+        watching = asyncio.create_task(asyncio.to_thread(cli.main, words))
+        seen = ""
+        async with asyncio.timeout(20):
+            while seen.count("\n") < 2:
+                await asyncio.sleep(0.01)
+                seen += capsys.readouterr().out
+        await server.stop()
+        assert await watching == cli.OK
+    assert all(json.loads(line)["name"] == "alder" for line in seen.splitlines())
+
+
+def test_status_without_a_node(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["status", str(tmp_path)]) == cli.FAILED
+    assert capsys.readouterr().err == (
+        f"swarm-node: no node is running in {tmp_path}: start one there, or name another directory\n"
+    )
+    missing = tmp_path / "token"
+    assert cli.main(["status", "--address", "127.0.0.1:1", "--token-file", str(missing)]) == cli.USAGE
+    assert capsys.readouterr().err.startswith(f"swarm-node: --token-file {missing}: cannot be read")
+
+
+# Evaluation -----------------------------------------------------------------------------------------------------------
+
+RESULTS = {
+    "sudoku": FamilyResult(tasks=64, samples=4, pass_at_1=0.25, interval=(0.2, 0.31), pass_at_k=0.5, unscored=0),
+    "chain_sum": FamilyResult(tasks=32, samples=4, pass_at_1=0.75, interval=(0.7, 0.8), pass_at_k=1.0, unscored=1),
+}
+
+
+def test_the_table_of_an_evaluation() -> None:
+    rows = [line.strip("│┃ ") for line in printed(evaluate.render(RESULTS)) if line[:1] in "│┃"]
+    assert [" ".join(row.replace("│", " ").replace("┃", " ").split()) for row in rows] == [
+        "held out questions pass@1 95 % interval pass@4",
+        "chain_sum 32 75.0% 70.0% to 80.0% 100.0%",
+        "sudoku 64 25.0% 20.0% to 31.0% 50.0%",
+        "mean 96 50.0% 75.0%",
+    ]
+
+
+def test_eval_prints_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(evaluate, "run", lambda arguments: RESULTS)
+    assert cli.main(["eval", "model", "--json"]) == cli.OK
+    assert json.loads(capsys.readouterr().out)["sudoku"] == {
+        "tasks": 64,
+        "samples": 4,
+        "pass_at_1": 0.25,
+        "interval": [0.2, 0.31],
+        "pass_at_k": 0.5,
+        "unscored": 0,
+    }

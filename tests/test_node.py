@@ -1,0 +1,183 @@
+"""Whole nodes in one process: the real loops, judge, journal, learner and checkpoints, over the in-process exchange."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from node.config import NodeConfig
+from node.daemon import open_node
+from node.journal import Journal
+from node.operated import RunningNode
+from swarm.errors import ConfigError
+from swarm.net.base import LogEntry
+from swarm.net.memory import Hub, MemoryLog
+from swarm.types import Reason
+from swarm.wire.v1 import node_pb2
+from tests.builders import identity, signed
+from tests.policies import save_tiny_policy
+
+PATIENCE_S = 60.0
+
+
+@pytest.fixture(scope="session")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_policy(tmp_path_factory.mktemp("policy"))
+
+
+def config_of(policy: Path, data_dir: Path, **settings: object) -> NodeConfig:
+    plain = {"type": "plugin", "factory": "tests.plain_tasks:Plain", "name": "plain"}
+    defaults: dict[str, object] = {
+        "name": data_dir.name,
+        "data_dir": data_dir,
+        "policy": {"model": str(policy)},
+        "tasks": [plain],
+        "sampler": {"group_size": 4, "concurrency": 8, "max_new_tokens": 6},
+        "learner": {"lr": 1e-2, "warmup_steps": 0},
+        "pool": {"own_groups": 4, "foreign_groups": 4, "own_capacity": 4},
+        "exchange": {"type": "none"},
+        "eval": {"every_steps": 0},
+        "checkpoint": {"every_steps": 1000},
+    }
+    return NodeConfig.model_validate(defaults | settings)
+
+
+@asynccontextmanager
+async def running(config: NodeConfig, hub: Hub | None = None) -> AsyncIterator[RunningNode]:
+    """A node whose loops run; leaving stops it as its operator would. With a hub it is in a swarm."""
+    stopping = asyncio.Event()
+    join = None if hub is None else (lambda identity, swarm, journal: hub.join(identity.peer_id, journal))
+    async with AsyncExitStack() as stack:
+        node = await open_node(config, stack, stopping, join)
+        task = asyncio.create_task(node.run())
+        try:
+            yield node
+        finally:
+            stopping.set()
+            await asyncio.wait_for(task, PATIENCE_S)
+
+
+async def until(condition: Callable[[], bool], node: RunningNode) -> None:
+    """Returns at the end of the first step after which `condition` holds."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await node.learning.reached(node.learning.steps + 1)
+
+
+@pytest.mark.slow
+async def test_a_node_alone_learns(policy: Path, tmp_path: Path):
+    async with running(config_of(policy, tmp_path / "solo")) as node:
+        await until(lambda: node.learning.steps >= 1, node)
+        before = node.status().values["plain"]
+        await until(lambda: node.status().values["plain"] > 0.95, node)
+    assert before < 0.8
+
+
+@pytest.mark.slow
+async def test_three_nodes_learn_from_each_other(policy: Path, tmp_path: Path):
+    hub = Hub()
+    async with AsyncExitStack() as stack:
+        nodes = [
+            await stack.enter_async_context(running(config_of(policy, tmp_path / name), hub))
+            for name in ("a", "b", "c")
+        ]
+        peers = {node.author.identity.peer_id for node in nodes}
+        for node in nodes:
+            others = peers - {node.author.identity.peer_id}
+            await until(lambda node=node, others=others: set(node.ledger.admitted) == others, node)
+            await until(lambda node=node: node.ledger.counters["foreign_groups_trained"] > 0, node)
+            assert node.ledger.refused.total() == 0
+            assert {peer.name for peer in node.exchange.peers()} == {"a", "b", "c"} - {node.config.name}
+
+
+async def test_a_peer_that_sends_garbage_is_refused_by_name_and_the_node_goes_on(policy: Path, tmp_path: Path):
+    class Garbage(MemoryLog):
+        async def read(self, cursor: int, limit: int) -> list[LogEntry]:
+            entries = await super().read(cursor, limit)
+            return [LogEntry(cursor=e.cursor, body=b"\xff garbage", signature=e.signature) for e in entries]
+
+    hub, hostile, log = Hub(), identity(7), Garbage()
+    log.append(signed(author=hostile))
+    async with hub.join(hostile.peer_id, log), running(config_of(policy, tmp_path / "node"), hub) as node:
+        await until(lambda: node.ledger.refused[hostile.peer_id, Reason.MALFORMED] >= 1, node)
+        steps = node.learning.steps
+        await until(lambda: node.learning.steps >= steps + 3, node)
+        records = node.verdicts(10)
+        assert records[0].origin == hostile.peer_id
+        assert records[0].reason == "malformed"
+        assert records[0].detail
+        assert node.ledger.admitted.total() == 0
+
+
+async def test_paused_it_makes_no_steps_and_resumed_it_does(policy: Path, tmp_path: Path):
+    async with running(config_of(policy, tmp_path / "node")) as node:
+        await until(lambda: node.learning.steps >= 2, node)
+        node.pause()
+        assert node.state == node_pb2.NODE_STATE_PAUSED
+        async with node.learning.at_rest():  # the step that was under way is over
+            paused_at = node.learning.steps
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(node.learning.reached(paused_at + 2), timeout=0.5)
+        node.resume()
+        await until(lambda: node.learning.steps >= paused_at + 2, node)
+
+
+async def test_stopped_and_started_again_it_goes_on_where_it_was(policy: Path, tmp_path: Path):
+    config = config_of(policy, tmp_path / "node")
+    async with running(config) as node:
+        await until(lambda: node.learning.steps >= 5, node)
+        peer = node.author.identity.peer_id
+        fingerprint = node.author.model
+    steps, values, groups = node.learning.steps, node.status().values["plain"], node.ledger.counters["own_groups"]
+    async with AsyncExitStack() as stack:
+        again = await open_node(config, stack, asyncio.Event())
+        assert again.learning.steps == steps
+        assert again.author.identity.peer_id == peer
+        assert again.author.model == fingerprint
+        assert again.status().values["plain"] == pytest.approx(values)
+        assert again.ledger.counters["own_groups"] == groups
+        assert again.status().policy_version == node.status().policy_version
+
+
+async def test_with_max_steps_it_stops_learning_and_stays_up(policy: Path, tmp_path: Path):
+    async with running(config_of(policy, tmp_path / "node", max_steps=3)) as node:
+        await until(lambda: node.learning.steps >= 3, node)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(node.learning.reached(4), timeout=0.3)
+        assert node.state == node_pb2.NODE_STATE_RUNNING
+
+
+async def test_held_out_questions_are_tried_beside_the_loops(policy: Path, tmp_path: Path):
+    config = config_of(policy, tmp_path / "node", eval={"every_steps": 2, "tasks_per_family": 8})
+    async with running(config) as node:
+        await until(lambda: node.ledger.held_out_step >= 2, node)
+        assert 0.0 <= node.status().held_out["plain"] <= 1.0
+
+
+async def test_own_groups_are_journalled_before_they_are_trained_on(policy: Path, tmp_path: Path):
+    config = config_of(policy, tmp_path / "node")
+    async with running(config) as node:
+        await until(lambda: node.learning.steps >= 2, node)
+        assert len(await node.journal.read(0, 1000)) >= node.ledger.steps * config.pool.own_groups
+    async with Journal.open(tmp_path / "node" / "journal.db", 100) as journal:
+        assert len(await journal.read(0, 1000)) == node.ledger.counters["own_groups"]
+
+
+async def test_two_nodes_cannot_share_a_data_directory(policy: Path, tmp_path: Path):
+    config = config_of(policy, tmp_path / "node")
+    async with AsyncExitStack() as stack:
+        await open_node(config, stack, asyncio.Event())
+        with pytest.raises(ConfigError, match="in use by another node"):
+            async with AsyncExitStack() as second:
+                await open_node(config, second, asyncio.Event())
+
+
+async def test_a_policy_that_is_not_there_is_named(tmp_path: Path):
+    config = config_of(tmp_path / "nowhere", tmp_path / "node")
+    with pytest.raises(Exception, match=r"policy\.model = .*nowhere"):
+        async with AsyncExitStack() as stack:
+            await open_node(config, stack, asyncio.Event())
