@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -27,6 +28,16 @@ class Experience:
     """Own: the oldest version of ours that sampled a token. Foreign: ours when it arrived; a peer's says nothing."""
     arrived_at: float
     """Monotonic seconds."""
+    best: float = field(init=False)
+    """Highest, mean and lowest reward of the scored rollouts, 0 without any: read at every draw, so computed once."""
+    mean: float = field(init=False)
+    worst: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        rewards = self.rewards[self.scored].tolist() or [0.0]
+        object.__setattr__(self, "best", max(rewards))
+        object.__setattr__(self, "mean", math.fsum(rewards) / len(rewards))
+        object.__setattr__(self, "worst", min(rewards))
 
     @property
     def scores(self) -> list[float | None]:

@@ -83,8 +83,8 @@ class Learning:
         def value(task: Task) -> float:
             return self._tracker.value(task, version)
 
-        def demand(experience: Experience) -> float:
-            return rule.demand(experience, experience.value, self._foreign)
+        def demand(experience: Experience, present: float) -> float:
+            return rule.demand(experience, present, self._foreign)
 
         return await pool.draw(version, time.monotonic(), value, demand)
 

@@ -27,6 +27,8 @@ from swarm.wire.v1 import node_pb2
 
 log = logging.getLogger(__name__)
 
+VERSION = importlib.metadata.version("swarm-node")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RunningNode:
@@ -98,7 +100,7 @@ class RunningNode:
         status = node_pb2.NodeStatus(
             name=self.config.name,
             peer=self.author.identity.peer_id,
-            version=importlib.metadata.version("swarm-node"),
+            version=VERSION,
             state=self.state,
             uptime_s=time.monotonic() - self.started,
             swarm=self.author.swarm,

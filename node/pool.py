@@ -21,8 +21,8 @@ from node.config import PoolConfig
 from node.experience import Experience
 from swarm.types import PeerId, PolicyVersion, Task
 
-#: demand(group) >= 0: how much we want it. 0 is never drawn.
-Demand = Callable[[Experience], float]
+#: demand(group, our present value of its task) >= 0: how much we want it. 0 is never drawn.
+Demand = Callable[[Experience, float], float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,18 +85,18 @@ class RolloutPool:
         self._drop_stale(version, now)
         keyed = []
         for experience in (e for waiting in self._foreign.values() for e in waiting):
-            current = replace(experience, value=value(experience.task))
-            if (weight := demand(current)) > 0:
-                keyed.append((math.log(1.0 - self._rng.random()) / weight, current))
-        keyed.sort(key=lambda pair: pair[0], reverse=True)
+            current = value(experience.task)
+            if (weight := demand(experience, current)) > 0:
+                keyed.append((math.log(1.0 - self._rng.random()) / weight, current, experience))
+        keyed.sort(key=lambda candidate: candidate[0], reverse=True)
         share, taken, drawn = self._origin_share(), dict[PeerId, int](), list[Experience]()
-        for _, experience in keyed:
+        for _, current, experience in keyed:
             origin = experience.group.origin
             if len(drawn) == self._config.foreign_groups:
                 break
             if taken.get(origin, 0) < share:
                 taken[origin] = taken.get(origin, 0) + 1
-                drawn.append(experience)
+                drawn.append(replace(experience, value=current))
         self._remove({experience.id for experience in drawn})
         return drawn
 

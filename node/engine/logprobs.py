@@ -29,6 +29,8 @@ def action_logprobs(
     hidden = hidden.flatten(0, 1)[action_index]
     softcap = getattr(model.config, "final_logit_softcapping", None)
     head = model.get_output_embeddings()
+    if len(targets) <= chunk:  # the backward pass holds one chunk of logits anyway: nothing to recompute it for
+        return _chunk(head, hidden, targets, temperature, softcap)
     parts = [
         checkpoint(_chunk, head, rows, wanted, temperature, softcap, use_reentrant=False)
         for rows, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True)

@@ -69,6 +69,9 @@ def token_bytes(tokenizer: Tokenizer) -> TokenBytes | None:
 def credit_bytes(pieces: Sequence[bytes]) -> tuple[str, np.ndarray]:
     """Text of the concatenated pieces, invalid UTF-8 replaced by U+FFFD, and int32 [T]: how many bytes of that text
     each piece completed. What is incomplete at the end is the last piece's."""
+    whole = b"".join(pieces)
+    if whole.isascii():  # nearly always, and each piece is whole characters then
+        return whole.decode(), np.asarray([len(piece) for piece in pieces], dtype=np.int32)
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     last = len(pieces) - 1
     completed = [decoder.decode(piece, final=position == last) for position, piece in enumerate(pieces)]

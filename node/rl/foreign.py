@@ -49,7 +49,7 @@ class ForeignRule(Generic[C]):
 def receiver_demand(experience: Experience, value: float, config: ReceiverBaseline) -> float:
     """(1 - v)^demand where the peer did verifiably better than our baseline, else 0: we draw what we fail at and a peer
     does not."""
-    succeeded = (_margins(experience, value) > 0).any()
+    succeeded = experience.best > min(value, experience.mean)
     return (1.0 - value) ** config.demand if succeeded else 0.0
 
 
@@ -84,7 +84,8 @@ def receiver_loss(
 
 def rec_demand(experience: Experience, value: float, config: RecOneside) -> float:
     """1 where any rollout has an advantage, else 0."""
-    return float((_margins(experience, value) != 0).any())
+    baseline = min(value, experience.mean)
+    return float(experience.best != baseline or experience.worst != baseline)
 
 
 def rec_advantages(rewards: np.ndarray, value: float, peer_mean: float, scale: float, config: RecOneside) -> np.ndarray:
@@ -121,12 +122,6 @@ def sapo_loss(batch: TokenBatch, ratio: Tensor | None, config: SapoPlain, denomi
     log_q = log_ratio(batch.logp, batch.proximal)
     loss, kept = clipped_surrogate(log_q, batch.advantage, config.low, config.high)
     return TokenLoss(per_token=loss / denominators.tokens, kept=kept)
-
-
-def _margins(experience: Experience, value: float) -> np.ndarray:
-    """r - min(v, Vp) of the scored rollouts. In float64, where the mean of equal rewards is exactly that reward."""
-    rewards = experience.rewards[experience.scored].astype(np.float64)
-    return rewards - min(value, rewards.mean()) if len(rewards) else rewards
 
 
 def _one_sided_loss(batch: TokenBatch, gate: Tensor, low: float, high: float, denominators: Denominators) -> TokenLoss:

@@ -1,0 +1,213 @@
+"""The learner on a real (tiny) model: what a step changes, what it leaves alone, and that pieces add up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from node.config import (
+    AdvantageConfig,
+    Cispo,
+    DecoupledPpo,
+    DppoTv,
+    DrGrpoAdvantage,
+    ForeignConfig,
+    GrpoAdvantage,
+    Gspo,
+    LearnerConfig,
+    ObjectiveConfig,
+    PolicyConfig,
+    PpoClip,
+    ReceiverBaseline,
+    RecOneside,
+    RlooAdvantage,
+    SapoPlain,
+    SpoAdvantage,
+)
+from node.engine.policy import Policy, load_policy
+from node.engine.sampling import sample
+from node.engine.trainer import PolicyTrainer
+from node.experience import Experience
+from swarm.types import GroupId, PeerId, PolicyVersion, Role, Rollout, SampledTokens, SamplingParams, Turn, VersionSpan
+from tests.builders import group, task, task_ref
+from tests.policies import save_tiny_policy
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_policy(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture
+def policy(directory: Path) -> Policy:
+    return load_policy(PolicyConfig(model=str(directory), device="cpu"))
+
+
+def experience(policy: Policy, rewards: Sequence[float], *, own: bool = True, value: float = 0.5) -> Experience:
+    """What `policy` itself sampled, with rewards of our choice."""
+    prompt = policy.codec.prompt(task())
+    rng = torch.Generator().manual_seed(len(rewards))
+    (rows,) = sample(policy.model, [prompt], [len(rewards)], SamplingParams(max_new_tokens=8), policy.codec.eos_id, rng)
+    rollouts = []
+    for row in rows:
+        text, byte_lengths = policy.codec.decode(row.ids)
+        spans = (VersionSpan(version=PolicyVersion(0), length=len(row.ids)),)
+        tokens = SampledTokens(logprobs=row.logprobs, byte_lengths=byte_lengths, versions=spans, ids=row.ids)
+        rollouts.append(Rollout(turns=(Turn(role=Role.ASSISTANT, text=text, finish=row.finish, sampled=tokens),)))
+    shared = group(*rollouts, ref=task_ref(), origin=PeerId("me" if own else "peer"))
+    return Experience(
+        id=GroupId("g"),
+        group=replace(shared, tokenizer=policy.codec.fingerprint),
+        task=task(),
+        rewards=np.array(rewards, dtype=np.float32),
+        scored=np.ones(len(rewards), dtype=bool),
+        own=own,
+        value=value,
+        version=PolicyVersion(0),
+        arrived_at=time.monotonic(),
+    )
+
+
+@asynccontextmanager
+async def trainer_of(
+    policy: Policy,
+    learner: LearnerConfig | None = None,
+    objective: ObjectiveConfig | None = None,
+    advantage: AdvantageConfig | None = None,
+    foreign: ForeignConfig | None = None,
+) -> AsyncIterator[PolicyTrainer]:
+    async with PolicyTrainer(
+        policy,
+        advantage=advantage or SpoAdvantage(),
+        objective=objective or DppoTv(),
+        foreign=foreign or ReceiverBaseline(),
+        learner=learner or LearnerConfig(lr=1e-2, warmup_steps=0),
+        temperature=1.0,
+        version=PolicyVersion(0),
+    ) as trainer:
+        yield trainer
+
+
+def logprob(policy: Policy, rollout: Rollout) -> float:
+    """Of the whole rollout under the policy's present weights."""
+    prompt, tokens = policy.codec.prompt(task()), rollout.turns[0].sampled
+    assert tokens is not None
+    assert tokens.ids is not None
+    ids = torch.from_numpy(np.concatenate([prompt, tokens.ids]).astype(np.int64))
+    with torch.no_grad():
+        logits = policy.model(ids[None]).logits[0, len(prompt) - 1 : -1]
+    return float(torch.log_softmax(logits, -1).gather(-1, ids[len(prompt) :, None]).sum())
+
+
+async def test_a_step_makes_what_was_rewarded_likelier_and_what_was_not_less(policy: Policy):
+    batch = [experience(policy, [1.0, 0.0])]
+    before = [logprob(policy, rollout) for rollout in batch[0].group.rollouts]
+    async with trainer_of(policy) as trainer:
+        report = await trainer.step(batch)
+    after = [logprob(policy, rollout) for rollout in batch[0].group.rollouts]
+    assert after[0] > before[0]
+    assert after[1] < before[1]
+    assert report.version == trainer.version == 1
+    assert report.metrics["own_reward"] == 0.5
+
+
+async def test_fresh_rollouts_of_the_same_weights_have_no_log_ratio(policy: Policy):
+    async with trainer_of(policy) as trainer:
+        report = await trainer.step([experience(policy, [1.0, 0.0, 0.0])])
+    assert report.metrics["log_rho_p99"] < 1e-5
+    assert report.metrics["masked_share"] == 0.0
+    assert report.metrics["ess_share"] == pytest.approx(1.0, abs=1e-5)
+
+
+async def test_nothing_to_learn_changes_nothing(policy: Policy):
+    before = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
+    solved = [experience(policy, [1.0, 1.0], own=False, value=1.0)]
+    async with trainer_of(policy) as trainer:
+        report = await trainer.step(solved)
+    assert report.version == 0
+    assert all(torch.equal(before[name], p) for name, p in policy.model.named_parameters())
+
+
+async def test_an_experts_all_correct_group_teaches(policy: Policy):
+    batch = [experience(policy, [1.0, 1.0], own=False, value=0.1)]
+    before = [logprob(policy, rollout) for rollout in batch[0].group.rollouts]
+    async with trainer_of(policy) as trainer:
+        await trainer.step(batch)
+    after = [logprob(policy, rollout) for rollout in batch[0].group.rollouts]
+    assert all(b > a for a, b in zip(before, after, strict=True))
+
+
+async def test_micro_batches_add_up_to_the_whole(directory: Path):
+    weights = []
+    for budget in (16_384, 1):  # one micro-batch of all rows, and one of each
+        policy = load_policy(PolicyConfig(model=str(directory), device="cpu"))
+        learner = LearnerConfig(lr=1e-3, warmup_steps=0, tokens_per_micro_batch=budget)
+        async with trainer_of(policy, learner) as trainer:
+            await trainer.step([experience(policy, [1.0, 0.0, 1.0, 0.0]), experience(policy, [0.0, 1.0])])
+            weights.append((await trainer.weights()).tensors)
+    for name, whole in weights[0].items():
+        torch.testing.assert_close(whole, weights[1][name], atol=2e-5, rtol=1e-3)
+
+
+async def test_a_step_that_is_not_finite_is_dropped(policy: Policy):
+    batch = [experience(policy, [1.0, 0.0])]
+    with torch.no_grad():
+        next(policy.model.parameters())[0] = torch.inf
+    before = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
+    async with trainer_of(policy) as trainer:
+        report = await trainer.step(batch)
+    assert report.version == 0
+    assert report.metrics["skipped_update"] == 1.0
+    assert all(torch.equal(before[name], p) for name, p in policy.model.named_parameters())
+
+
+async def test_warm_up_is_linear_in_the_policy_version(policy: Policy):
+    batch = [experience(policy, [1.0, 0.0])]
+    async with trainer_of(policy, LearnerConfig(lr=1e-3, warmup_steps=4)) as trainer:
+        rates = [(await trainer.step(batch)).metrics["lr"] for _ in range(5)]
+    assert rates == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3])
+
+
+async def test_the_weights_that_are_handed_over_do_not_change_afterwards(policy: Policy):
+    batch = [experience(policy, [1.0, 0.0])]
+    async with trainer_of(policy) as trainer:
+        weights = await trainer.weights()
+        kept = {name: tensor.clone() for name, tensor in weights.tensors.items()}
+        await trainer.step(batch)
+    assert weights.version == 0
+    assert all(torch.equal(kept[name], tensor) for name, tensor in weights.tensors.items())
+
+
+@pytest.mark.parametrize("objective", [DppoTv(), PpoClip(), DecoupledPpo(), Cispo(), Gspo()], ids=lambda c: c.type)
+async def test_every_objective_learns_over_several_updates(policy: Policy, objective: ObjectiveConfig):
+    batch = [experience(policy, [1.0, 0.0])]
+    first, second = batch[0].group.rollouts
+    margin = logprob(policy, first) - logprob(policy, second)
+    learner = LearnerConfig(lr=1e-3, warmup_steps=0, updates_per_batch=3)
+    async with trainer_of(policy, learner, objective) as trainer:
+        await trainer.step(batch)
+    assert trainer.version == 1  # one version per batch, however many updates made it
+    assert logprob(policy, first) - logprob(policy, second) > margin
+
+
+@pytest.mark.parametrize(
+    "advantage", [SpoAdvantage(), GrpoAdvantage(), DrGrpoAdvantage(), RlooAdvantage()], ids=lambda c: c.type
+)
+@pytest.mark.parametrize("foreign", [ReceiverBaseline(), RecOneside(floor=0.0), SapoPlain()], ids=lambda c: c.type)
+async def test_every_combination_learns_from_own_and_foreign(
+    policy: Policy, advantage: AdvantageConfig, foreign: ForeignConfig
+):
+    own, peers = experience(policy, [1.0, 0.0]), experience(policy, [0.0, 1.0, 0.0], own=False, value=0.1)
+    before = logprob(policy, own.group.rollouts[0]), logprob(policy, peers.group.rollouts[1])
+    async with trainer_of(policy, LearnerConfig(lr=1e-3, warmup_steps=0), None, advantage, foreign) as trainer:
+        report = await trainer.step([own, peers])
+    after = logprob(policy, own.group.rollouts[0]), logprob(policy, peers.group.rollouts[1])
+    assert report.metrics["foreign_tokens"] > 0
+    assert after[0] + after[1] > before[0] + before[1]
