@@ -4,7 +4,7 @@
         step-00000100/
         step-00000150/
             model/                 as the policy's own library writes it (Hugging Face layout)
-            optimizer.safetensors  tensors: optimiser moments, RNG states
+            optimizer.safetensors  tensors: optimiser moments
             state.json             the rest: tracker, sampler, counters
             manifest.json          size and SHA-256 of every other file; written last
 
@@ -206,23 +206,14 @@ def restore_optimizer(
             optimizer.state[parameter][key] = tensor.to(device, copy=True)
 
 
-def rng_state() -> torch.Tensor:
-    """State of torch's default CPU generator, uint8 [N]."""
-    return torch.get_rng_state()
-
-
-def restore_rng(state: torch.Tensor) -> None:
-    """Puts torch's default CPU generator where `rng_state` found it."""
-    torch.set_rng_state(state)
-
-
 class _Damage(Exception):
     """Why a checkpoint is not whole."""
 
 
 def _to_json(state: Mapping[str, Any], step: int) -> str:
+    """Piece by piece: `json.dumps` would hold the interpreter, and with it the event loop, until all of it is done."""
     try:
-        return json.dumps(state, allow_nan=False)
+        return "".join(json.JSONEncoder(allow_nan=False).iterencode(state))
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"state of step {step} cannot be written as JSON: {error}") from error
 

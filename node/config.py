@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from swarm.limits import Limits
+from swarm.net.settings import P2PSettings
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -242,19 +243,8 @@ class PoolConfig(Table):
 # The swarm ------------------------------------------------------------------------------------------------------------
 
 
-class P2PExchange(Table):
+class P2PExchange(P2PSettings):
     type: Literal["p2p"] = "p2p"
-    listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0",)
-    """Multiaddrs to listen on; port 0 picks one, and keeps it for this data directory."""
-    announce: tuple[str, ...] = ()
-    """Multiaddrs to be dialled at, if they differ (NAT, containers)."""
-    initial_peers: tuple[str, ...] = ()
-    """Multiaddrs with /p2p/ id; dead ones are never fatal."""
-    follow: PositiveInt = 8
-    """Peers whose logs are pulled at a time."""
-    heartbeat_s: PositiveFloat = 20.0
-    relay: bool = True
-    """Use and offer libp2p relays, AutoNAT and port mapping."""
 
 
 class NoExchange(Table):

@@ -8,15 +8,16 @@ Order of opening: data directory (lock), identity, journal, judge (child process
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
-import random
 import signal
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass
 
 import uvloop
 
-from node.checkpoint import Checkpoint, CheckpointStore, restore_optimizer
+from node.checkpoint import CheckpointStore, restore_optimizer
 from node.config import NodeConfig, NoExchange
 from node.datadir import DataDirectory
 from node.engine.policy import Policy, load_policy, prepare_process
@@ -26,18 +27,16 @@ from node.evaluation import Evaluation
 from node.intake import Intake
 from node.journal import Journal
 from node.learning import Learning
-from node.ledger import Ledger
 from node.metrics import MetricsLog
 from node.operated import RunningNode
 from node.pool import RolloutPool
 from node.producer import Author, Producer
-from node.rl.sampler import TaskSampler
-from node.rl.tracker import ValueTracker
+from node.progress import SAMPLING_RNG, Progress
 from node.rpc import RpcServer
 from node.settings import task_specs
 from swarm.manifest import Manifest
 from swarm.net.base import Exchange
-from swarm.net.exchange import P2PExchange, P2PSettings
+from swarm.net.exchange import P2PExchange
 from swarm.net.memory import Hub
 from swarm.tasks.base import Judge
 from swarm.tasks.judge import ProcessJudge
@@ -63,6 +62,7 @@ async def serve(config: NodeConfig) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     async with AsyncExitStack() as stack:
         node = await open_node(config, stack, stopping)
+        gc.freeze()  # none of this becomes garbage, and a full collection of it holds the loop up for 0.1 s
         await node.run()
     log.info("%s has stopped", config.name)
 
@@ -77,56 +77,101 @@ async def open_node(
     journal = await stack.enter_async_context(Journal.open(data.journal, config.journal.max_groups))
     judge = await stack.enter_async_context(ProcessJudge(task_specs(config), timeout_s=config.score_timeout_s))
     manifest = Manifest.of(config.swarm.name, judge.sources)
+    mind = await _open_mind(config, stack, data, judge)
+    exchange = await stack.enter_async_context((join or _exchange(config, data))(identity, manifest.id, journal))
+    node = _assemble(config, identity, journal, judge, manifest, mind, exchange, stopping)
+    rpc = await stack.enter_async_context(RpcServer(config.rpc, node))
+    stack.enter_context(data.serving(rpc.address))
+    log.info("%s is up: peer %s, RPC at %s, step %d", config.name, identity.peer_id, rpc.address, mind.progress.steps)
+    return node
 
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Mind:
+    """The policy and all that learns with it."""
+
+    policy: Policy
+    progress: Progress
+    trainer: PolicyTrainer
+    generator: TransformersGenerator
+    learning: Learning
+    metrics_log: MetricsLog
+    running: asyncio.Event
+
+
+async def _open_mind(config: NodeConfig, stack: AsyncExitStack, data: DataDirectory, judge: Judge) -> _Mind:
+    """From the newest checkpoint, where there is one."""
     store = CheckpointStore(data.checkpoints, config.checkpoint.keep)
     checkpoint = await asyncio.to_thread(store.latest)
     policy = await asyncio.to_thread(load_policy, config.policy, checkpoint.model_dir if checkpoint else None)
-    kept = _Kept(config, policy, judge, checkpoint)
-    trainer = await stack.enter_async_context(_trainer(config, policy, kept.version))
+    progress = Progress(config, policy, judge.sources, checkpoint)
+    trainer = await stack.enter_async_context(_trainer(config, policy, progress.version))
     if checkpoint:
-        restore_optimizer(trainer.optimizer, trainer.parameter_names, checkpoint.tensors())
-    generator = await stack.enter_async_context(_generator(config, policy, kept.version))
-
+        tensors = checkpoint.tensors()
+        del tensors[SAMPLING_RNG]
+        restore_optimizer(trainer.optimizer, trainer.parameter_names, tensors)
+    model = policy.sampling_copy(config.policy.dtype)
+    generator = await stack.enter_async_context(
+        TransformersGenerator(model, policy.codec.eos_id, config.engine, progress.version, progress.sampling_rng)
+    )
     running = asyncio.Event()
     running.set()
-    metrics_log = MetricsLog(data.metrics, warn=kept.ledger.warn)
-    author = Author(
-        identity=identity,
-        swarm=manifest.id,
-        model=kept.fingerprint,
-        codec=policy.codec,
-        sampling=_sampling(config),
-        share_ids=config.sampler.share_ids,
-    )
+    metrics_log = MetricsLog(data.metrics, warn=progress.ledger.warn)
     learning = Learning(
         policy=policy,
-        fingerprint=kept.fingerprint,
         trainer=trainer,
-        tracker=kept.tracker,
-        sampler=kept.sampler,
+        progress=progress,
         foreign=config.foreign,
         store=store,
         config=config.checkpoint,
         running=running,
-        ledger=kept.ledger,
         metrics_log=metrics_log,
-        steps=kept.steps,
     )
-    node = RunningNode(
+    return _Mind(
+        policy=policy,
+        progress=progress,
+        trainer=trainer,
+        generator=generator,
+        learning=learning,
+        metrics_log=metrics_log,
+        running=running,
+    )
+
+
+def _assemble(
+    config: NodeConfig,
+    identity: Identity,
+    journal: Journal,
+    judge: Judge,
+    manifest: Manifest,
+    mind: _Mind,
+    exchange: Exchange,
+    stopping: asyncio.Event,
+) -> RunningNode:
+    progress, trainer, sampling = mind.progress, mind.trainer, _sampling(config)
+    author = Author(
+        identity=identity,
+        swarm=manifest.id,
+        model=progress.fingerprint,
+        codec=mind.policy.codec,
+        sampling=sampling,
+        share_ids=config.sampler.share_ids,
+    )
+    return RunningNode(
         config=config,
         author=author,
         journal=journal,
-        pool=RolloutPool(config.pool, random.Random(config.seed + kept.steps), kept.ledger.counters),
+        pool=RolloutPool(config.pool, progress.drawing_rng, progress.ledger.counters),
         producer=Producer(
             config=config.sampler,
-            sampler=kept.sampler,
-            tracker=kept.tracker,
+            sampler=progress.sampler,
+            tracker=progress.tracker,
             judge=judge,
-            generator=generator,
+            generator=mind.generator,
             author=author,
             version=lambda: trainer.version,
-            running=running,
-            ledger=kept.ledger,
+            running=mind.running,
+            ledger=progress.ledger,
         ),
         intake=Intake(
             me=identity.peer_id,
@@ -134,54 +179,28 @@ async def open_node(
             limits=config.limits,
             judge=judge,
             journal=journal,
-            tracker=kept.tracker,
+            tracker=progress.tracker,
             version=lambda: trainer.version,
-            ledger=kept.ledger,
+            ledger=progress.ledger,
         ),
-        exchange=await stack.enter_async_context((join or _exchange(config, data))(identity, manifest.id, journal)),
-        generator=generator,
-        learning=learning,
+        exchange=exchange,
+        generator=mind.generator,
+        learning=mind.learning,
         evaluation=Evaluation(
             config=config.eval,
             judge=judge,
-            generator=generator,
-            codec=policy.codec,
-            params=_sampling(config),
-            learning=learning,
-            ledger=kept.ledger,
+            generator=mind.generator,
+            codec=mind.policy.codec,
+            params=sampling,
+            learning=mind.learning,
+            ledger=progress.ledger,
         ),
-        tracker=kept.tracker,
-        ledger=kept.ledger,
-        metrics_log=metrics_log,
-        running=running,
+        tracker=progress.tracker,
+        ledger=progress.ledger,
+        metrics_log=mind.metrics_log,
+        running=mind.running,
         stopping=stopping,
     )
-    rpc = await stack.enter_async_context(RpcServer(config.rpc, node))
-    stack.enter_context(data.serving(rpc.address))
-    log.info("%s is up: peer %s, RPC at %s, step %d", config.name, identity.peer_id, rpc.address, kept.steps)
-    return node
-
-
-class _Kept:
-    """What a checkpoint brings back, or what there is without one."""
-
-    def __init__(self, config: NodeConfig, policy: Policy, judge: Judge, checkpoint: Checkpoint | None) -> None:
-        state = checkpoint.state if checkpoint else {}
-        self.steps: int = state.get("steps", 0)
-        self.version = PolicyVersion(state.get("policy_version", 0))
-        self.fingerprint: str = state.get(
-            "fingerprint", policy.fingerprint
-        )  # of the base, which training leaves behind
-        self.tracker = ValueTracker(config.tracker)
-        self.ledger = Ledger()
-        if checkpoint:
-            self.tracker = ValueTracker.restore(config.tracker, state["tracker"])
-            self.ledger.restore(state["counters"])
-            self.ledger.steps, self.ledger.policy_version = self.steps, self.version
-        weights = [task.weight for task in config.tasks]
-        self.sampler = TaskSampler(judge.sources, weights, self.tracker, config.sampler, config.seed)
-        if checkpoint:
-            self.sampler.restore(state["sampler"])
 
 
 def _sampling(config: NodeConfig) -> SamplingParams:
@@ -202,17 +221,12 @@ def _trainer(config: NodeConfig, policy: Policy, version: PolicyVersion) -> Poli
     )
 
 
-def _generator(config: NodeConfig, policy: Policy, version: PolicyVersion) -> TransformersGenerator:
-    model = policy.sampling_copy(config.policy.dtype)
-    return TransformersGenerator(model, policy.codec.eos_id, config.engine, version, config.seed + version)
-
-
 def _exchange(config: NodeConfig, data: DataDirectory) -> Join:
     def join(identity: Identity, swarm: str, journal: Journal) -> AbstractAsyncContextManager[Exchange]:
         if isinstance(config.exchange, NoExchange):
             return Hub().join(identity.peer_id, journal)
         return P2PExchange(
-            P2PSettings(**config.exchange.model_dump(exclude={"type"})),
+            config.exchange,
             identity=identity,
             identity_path=data.identity,
             swarm=swarm,

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,13 +22,13 @@ from node.engine.base import StepReport, Weights
 from node.engine.policy import Policy
 from node.engine.trainer import PolicyTrainer
 from node.experience import Experience
-from node.ledger import Ledger
 from node.metrics import MetricsLog
 from node.pool import RolloutPool
+from node.progress import Progress
 from node.rl.foreign import FOREIGN
-from node.rl.sampler import TaskSampler
-from node.rl.tracker import ValueTracker
 from swarm.types import Task
+
+T = TypeVar("T")
 
 
 class Learning:
@@ -35,35 +36,32 @@ class Learning:
         self,
         *,
         policy: Policy,
-        fingerprint: str,
         trainer: PolicyTrainer,
-        tracker: ValueTracker,
-        sampler: TaskSampler,
+        progress: Progress,
         foreign: ForeignConfig,
         store: CheckpointStore,
         config: CheckpointConfig,
         running: asyncio.Event,
-        ledger: Ledger,
         metrics_log: MetricsLog,
-        steps: int,
     ) -> None:
         self._policy = policy
-        self._fingerprint = fingerprint
         self._trainer = trainer
-        self._tracker = tracker
-        self._sampler = sampler
+        self._progress = progress
         self._foreign = foreign
         self._store = store
         self._config = config
         self._running = running
-        self._ledger = ledger
         self._metrics_log = metrics_log
         self._last_step = time.monotonic()
         self._between_steps = asyncio.Lock()
         self._saving = asyncio.Lock()
-        self._saved_at = steps
+        self._saved_at = progress.steps
         self._stepped = asyncio.Event()
-        self.steps = steps
+
+    @property
+    def steps(self) -> int:
+        """Made in the node's life."""
+        return self._progress.steps
 
     async def reached(self, step: int) -> None:
         """Returns once the node has made `step` steps."""
@@ -81,19 +79,27 @@ class Learning:
         rule = FOREIGN[type(self._foreign)]
 
         def value(task: Task) -> float:
-            return self._tracker.value(task, version)
+            return self._progress.tracker.value(task, version)
 
         def demand(experience: Experience, present: float) -> float:
             return rule.demand(experience, present, self._foreign)
 
-        return await pool.draw(version, time.monotonic(), value, demand)
+        return await pool.draw(version, time.monotonic, value, demand)
 
     async def step(self, batch: Sequence[Experience]) -> None:
+        """One step, and what it leaves behind. Cancelled, it first comes to its end."""
+        await _to_its_end(self._step(batch))
+
+    async def _step(self, batch: Sequence[Experience]) -> None:
         async with self._between_steps:
             report = await self._trainer.step(batch)
-            self.steps += 1
-        self._ledger.counters["foreign_tokens"] += sum(e.group.num_sampled for e in batch if not e.own)
-        self._ledger.counters["foreign_groups_trained"] += sum(not e.own for e in batch)
+            self._progress.steps += 1
+            self._progress.version = report.version
+        ledger = self._progress.ledger
+        ledger.counters["foreign_tokens"] += sum(e.group.num_sampled for e in batch if not e.own)
+        ledger.counters["foreign_groups_trained"] += sum(not e.own for e in batch)
+        if report.metrics.get("skipped_update"):
+            ledger.warn("a step changed nothing: its gradient was not finite (skipped_update in metrics.jsonl)")
         self._record(report, own_tokens=sum(e.group.num_sampled for e in batch if e.own))
         stepped, self._stepped = self._stepped, asyncio.Event()
         stepped.set()
@@ -103,7 +109,7 @@ class Learning:
         rate = own_tokens / (now - self._last_step)
         self._last_step = now
         report = replace(report, metrics=report.metrics | {"tokens_per_s": rate})
-        self._ledger.step(self.steps, report)
+        self._progress.ledger.step(self.steps, report)
         self._metrics_log.append({"step": self.steps, "version": report.version, "time": time.time()} | report.metrics)
 
     async def weights(self) -> Weights:
@@ -114,25 +120,19 @@ class Learning:
             await self.checkpoint()
 
     async def checkpoint(self) -> Path:
-        """Writes everything down and returns where. Training waits for the copy of the tensors, not for the disk."""
+        """Writes everything down and returns where. Training waits for the copy of the tensors, not for the disk.
+        Cancelled, it first comes to its end: the next one would sweep away what this one is still writing."""
         async with self._saving:
-            return await self._save()
+            return await _to_its_end(self._save())
 
     async def _save(self) -> Path:
         async with self._between_steps:
-            weights, optimizer = await self._trainer.call(self._copy)
-            state = {
-                "policy_version": self._trainer.version,
-                "steps": self.steps,
-                "fingerprint": self._fingerprint,
-                "tracker": self._tracker.state(),
-                "sampler": self._sampler.state(),
-                "counters": dict(self._ledger.counters),
-            }
-            self._saved_at = self.steps
-        save = self._saver(weights)
-        path = await asyncio.to_thread(self._store.save, self.steps, save, optimizer, state)
-        self._ledger.counters["checkpoints"] += 1
+            weights, tensors = await self._trainer.call(self._copy)
+            step, state = self.steps, self._progress.freeze()
+            tensors |= self._progress.tensors()
+            self._saved_at = step
+        path = await asyncio.to_thread(lambda: self._store.save(step, self._saver(weights), tensors, state()))
+        self._progress.ledger.counters["checkpoints"] += 1
         return path
 
     def _copy(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -145,3 +145,14 @@ class Learning:
             self._policy.codec.save(directory)
 
         return save
+
+
+async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns. A cancellation is raised when `work` is over: the thread that it waits for goes on anyway,
+    and meanwhile nobody may take the locks that it holds."""
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise

@@ -21,6 +21,7 @@ from node.metrics import LoopDelay, MetricsLog
 from node.pool import RolloutPool
 from node.producer import Author, Producer
 from node.rl.tracker import ValueTracker
+from swarm.errors import SwarmError
 from swarm.net.base import Exchange
 from swarm.types import Announcement
 from swarm.wire.v1 import node_pb2
@@ -53,6 +54,13 @@ class RunningNode:
 
     async def run(self) -> None:
         """The loops, until `stopping` is set; then a last checkpoint. Any loop's error stops them all and is raised."""
+        try:
+            await self._loop()
+        except BaseExceptionGroup as errors:
+            raise _foreseen(errors) or errors from None
+        log.info("checkpoint: %s", await self.learning.checkpoint())
+
+    async def _loop(self) -> None:
         async with asyncio.TaskGroup() as group:
             loops = [
                 *(produce(self.producer, self.journal, self.pool) for _ in range(self.config.sampler.concurrency)),
@@ -68,7 +76,6 @@ class RunningNode:
             await self.stopping.wait()
             for task in tasks:
                 task.cancel()
-        log.info("checkpoint: %s", await self.learning.checkpoint())
 
     @property
     def _heartbeat_s(self) -> float:
@@ -145,3 +152,12 @@ class RunningNode:
 
     def stop(self) -> None:
         self.stopping.set()
+
+
+def _foreseen(errors: BaseExceptionGroup) -> SwarmError | None:
+    """The first of `errors`, when all of them are sentences for the operator and none is a bug."""
+    swarm_errors, bugs = errors.split(SwarmError)
+    first: BaseException | None = swarm_errors if bugs is None else None
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first if isinstance(first, SwarmError) else None

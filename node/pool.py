@@ -63,15 +63,15 @@ class RolloutPool:
         self._waiting += 1
 
     async def draw(
-        self, version: PolicyVersion, now: float, value: Callable[[Task], float], demand: Demand
+        self, version: PolicyVersion, clock: Callable[[], float], value: Callable[[Task], float], demand: Demand
     ) -> list[Experience]:
         """I own groups, oldest first, and up to J foreign ones; each group is handed out once.
 
-        Waits for own groups only. `version` and `now` (monotonic seconds) are ours; `value` is the tracker's, read
-        again for foreign groups because we may have learned since they arrived.
+        Waits for own groups only; `clock` (monotonic seconds) is read afterwards. `version` is ours; `value` is the
+        tracker's, read again for foreign groups because we may have learned since they arrived.
         """
         own = [await self._next_fresh(version) for _ in range(self._config.own_groups)]
-        return own + self._draw_foreign(version, now, value, demand)
+        return own + self._draw_foreign(version, clock(), value, demand)
 
     async def _next_fresh(self, version: PolicyVersion) -> Experience:
         while version - (experience := await self._own.get()).version > self._config.max_lag:

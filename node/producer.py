@@ -35,6 +35,10 @@ from swarm.types import (
 from swarm.wire.codec import seal
 from swarm.wire.identity import Identity
 
+FUTILE_LOOKS = 100
+"""Looks for a task after which the operator is told that none is found, and they become rare."""
+FUTILE_DELAY_S = 0.1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Author:
@@ -121,6 +125,8 @@ class Producer:
             self._ledger.counters["failed_rollouts"] += len(completions) - int(scored.sum())
             if scored.any():
                 return self._finish(task, value, rollouts, scores, scored)
+            reason = scores[0].detail if scores else "the engine failed on all of them"
+            self._ledger.warn(f"{task.ref.source}: a group without any score: {reason}")
 
     def _finish(
         self, task: Task, value: float, rollouts: Sequence[Rollout], scores: Sequence[Score], scored: np.ndarray
@@ -147,7 +153,8 @@ class Producer:
         return Judged(signed=signed, experience=experience)
 
     async def _next_task(self) -> tuple[Task, np.ndarray]:
-        """A training task whose prompt fits."""
+        """A training task whose prompt fits. Looks as long as it takes."""
+        looks = 0
         while True:
             tasks = [task for ref in self._sampler.propose(self._version()) if (task := await self._make(ref))]
             if tasks:
@@ -156,6 +163,14 @@ class Producer:
                 if len(prompt) <= self._config.max_prompt_tokens:
                     return task, prompt
                 self._ledger.counters["skipped_prompts"] += 1
+            looks += 1
+            if looks == FUTILE_LOOKS:
+                self._ledger.warn(
+                    "no task to train on is found: all are held out, cannot be made (counted as failed_tasks) or have"
+                    " a prompt above sampler.max_prompt_tokens (counted as skipped_prompts)"
+                )
+            # The judge answers at once for a task that it knows: without this, nobody else would ever run again.
+            await asyncio.sleep(0 if looks < FUTILE_LOOKS else FUTILE_DELAY_S)
 
     async def _make(self, ref: TaskRef) -> Task | None:
         """None for a task of everybody's held-out set, and for one that its source cannot make."""

@@ -68,7 +68,7 @@ class Operated(Protocol):
     async def checkpoint(self) -> tuple[str, int]:
         """Writes one and returns its path and step. Raises SwarmError.
 
-        Cancelled when the caller's deadline passes: what is half written must then leave no trace."""
+        Cancelled when the caller's deadline passes: it must then come to its end or leave no trace."""
         ...
 
     def stop(self) -> None:

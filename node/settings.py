@@ -14,7 +14,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from node.config import JsonlTasks, NodeConfig, PluginTasks, RpcConfig, TaskConfig
+from node.config import (
+    ExchangeConfig,
+    JsonlTasks,
+    NodeConfig,
+    P2PExchange,
+    PluginTasks,
+    RpcConfig,
+    TaskConfig,
+)
 from node.config_errors import Complaint, complaints, shown
 from swarm.errors import ConfigError
 from swarm.tasks.base import SourceSpec, canonical_json
@@ -58,10 +66,12 @@ def check(config: NodeConfig) -> list[Complaint]:
     for i, spec in enumerate(specs):
         if (first := specs.index(spec)) != i:
             wrong.append(Complaint(f"tasks.{i}", f"tasks.{i} is the same as tasks.{first}"))
-    try:
-        check_rpc(config.rpc)
-    except ConfigError as error:
-        wrong.append(Complaint("rpc", str(error)))
+    checks = {"rpc": lambda: check_rpc(config.rpc), "exchange": lambda: _check_exchange(config.exchange)}
+    for key, raises in checks.items():
+        try:
+            raises()
+        except ConfigError as error:
+            wrong.append(Complaint(key, str(error)))
     return wrong
 
 
@@ -75,6 +85,11 @@ def check_rpc(rpc: RpcConfig) -> None:
     if (rpc.tls_cert is None) != (rpc.tls_key is None):
         there, missing = ("tls_key", "tls_cert") if rpc.tls_cert is None else ("tls_cert", "tls_key")
         raise ConfigError(f"rpc.{missing} is missing; rpc.{there} needs it")
+
+
+def _check_exchange(exchange: ExchangeConfig) -> None:
+    if isinstance(exchange, P2PExchange):
+        exchange.check_addresses()
 
 
 def is_loopback(host: str) -> bool:

@@ -24,8 +24,8 @@ def save_tiny_policy(directory: Path, seed: int = 0, phrases: tuple[str, ...] = 
         intermediate_size=64,
         max_position_embeddings=256,
         tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.get_vocab()["<eos>"],
+        pad_token_id=tokenizer.get_vocab()["<pad>"],
     )
     Qwen3ForCausalLM(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)

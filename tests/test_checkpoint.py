@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from node.checkpoint import CheckpointStore, optimizer_tensors, restore_optimizer, restore_rng, rng_state
+from node.checkpoint import CheckpointStore, optimizer_tensors, restore_optimizer
 from swarm.errors import CheckpointError
 
 SIZE = 50_000
@@ -69,7 +69,7 @@ def test_reads_what_was_written_bit_for_bit(store: CheckpointStore) -> None:
         "transposed": torch.randn(3, 5).T,
         "scalar": torch.tensor(7.0),
         "odd": torch.tensor([float("nan"), float("inf"), -0.0, 1e-45]),
-        "rng": rng_state(),
+        "rng": torch.get_rng_state(),
     }
     state = {"tracker": {"a/b": [0.1, 1 / 3, 5e-324]}, "cursor": 2**63, "name": "ünï", "none": None}
     path = store.save(123, lambda directory: None, tensors, state)
@@ -359,7 +359,7 @@ class Run:
             self.optimizer.step()
 
     def save(self, store: CheckpointStore, step: int) -> None:
-        tensors = optimizer_tensors(self.optimizer, self.names) | {"rng": rng_state()}
+        tensors = optimizer_tensors(self.optimizer, self.names) | {"rng": torch.get_rng_state()}
         weights = dict(self.model.state_dict())
         store.save(step, lambda directory: save_file(weights, directory / "model.safetensors"), tensors, {})
 
@@ -368,7 +368,7 @@ class Run:
         assert newest is not None
         tensors = newest.tensors()
         self.model.load_state_dict(load_file(newest.model_dir / "model.safetensors"))
-        restore_rng(tensors.pop("rng"))
+        torch.set_rng_state(tensors.pop("rng"))
         restore_optimizer(self.optimizer, self.names, tensors)
 
 

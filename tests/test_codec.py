@@ -25,14 +25,15 @@ from swarm.types import (
 )
 from swarm.wire.codec import (
     MAX_ANNOUNCEMENT_BYTES,
+    Pull,
     decode_announcement,
+    decode_entry,
     decode_group,
+    decode_pull,
     encode_announcement,
+    encode_entry,
     encode_group,
-    pull_request,
-    pull_response,
-    read_pull,
-    read_response,
+    encode_pull,
     seal,
 )
 from swarm.wire.identity import ANNOUNCEMENT_DOMAIN, GROUP_DOMAIN, check_signature
@@ -376,17 +377,15 @@ def test_no_bit_of_an_announcement_can_be_changed_unnoticed(position: int, diffe
 
 
 def test_a_pull_comes_back_as_it_went() -> None:
-    request = pb.PullRequest.FromString(pull_request("swarm", b"e" * 16, 7, 32).SerializeToString())
-    pull = read_pull(request)
-    assert (pull.swarm, pull.epoch, pull.cursor, pull.max_groups) == ("swarm", b"e" * 16, 7, 32)
-    assert read_pull(pull_request("swarm", b"", 0, 1)).epoch == b""
+    for epoch in (b"e" * 16, b""):
+        pull = Pull(swarm="swarm", epoch=epoch, cursor=7, max_groups=32)
+        assert decode_pull(encode_pull(pull)) == pull
 
 
 def test_a_response_comes_back_as_it_went() -> None:
     example = signed()
     entry = LogEntry(cursor=9, body=example.body, signature=example.signature)
-    response = pb.PullResponse.FromString(pull_response(b"e" * 16, entry).SerializeToString())
-    epoch, received = read_response(response)
+    epoch, received = decode_entry(encode_entry(b"e" * 16, entry))
     assert epoch == b"e" * 16
     assert (received.cursor, received.body, received.signature) == (9, example.body, example.signature)
 
@@ -403,9 +402,9 @@ def test_a_response_comes_back_as_it_went() -> None:
 )
 def test_a_bad_pull_is_refused(bad: pb.PullRequest) -> None:
     with pytest.raises(WireError):
-        read_pull(bad)
+        decode_pull(bad.SerializeToString())
     with pytest.raises(WireError):
-        pull_request(bad.swarm, bad.epoch, bad.cursor, bad.max_groups)
+        encode_pull(Pull(swarm=bad.swarm, epoch=bad.epoch, cursor=bad.cursor, max_groups=bad.max_groups))
 
 
 @pytest.mark.parametrize(
@@ -420,4 +419,4 @@ def test_a_bad_pull_is_refused(bad: pb.PullRequest) -> None:
 )
 def test_a_bad_response_is_refused(bad: pb.PullResponse) -> None:
     with pytest.raises(WireError):
-        read_response(bad)
+        decode_entry(bad.SerializeToString())

@@ -18,6 +18,7 @@ from node.demo.report import Outcome, closing, deaths, summary, table
 from node.demo.state import FleetView, NodeView
 from node.settings import load_config
 from swarm.wire.v1 import node_pb2
+from tests.builders import identity
 
 FAMILIES = ("spell_backward", "rotate_matrix")
 
@@ -221,7 +222,7 @@ def test_the_config_is_one_that_a_node_takes(tmp_path: Path, alone: bool) -> Non
         Family(name="rotate_matrix", config={"max_n": 2}),
     ]
     plan = plan_nodes(options, families, tmp_path)[1]
-    peers = ["/ip4/127.0.0.1/tcp/4001/p2p/12D3KooW"]
+    peers = [f"/ip4/127.0.0.1/tcp/4001/p2p/{identity().peer_id}"]
     settings = node_settings(plan, options, families, model=tmp_path, swarm="demo-1", initial_peers=peers, alone=alone)
     file = tmp_path / "node.toml"
     file.write_text(to_toml(settings))

@@ -28,16 +28,17 @@ from swarm.limits import Limits
 from swarm.net.addressbook import AddressBook
 from swarm.net.base import LogEntry, Received
 from swarm.net.directory import Membership, open_directory
-from swarm.net.exchange import P2PExchange, P2PSettings
+from swarm.net.exchange import P2PExchange
 from swarm.net.following import QUEUE_GROUPS
 from swarm.net.memory import MemoryLog
 from swarm.net.p2pd import StackConfig
 from swarm.net.peertable import PeerTable
 from swarm.net.rundir import STALE_AFTER_S, run_directory
+from swarm.net.settings import P2PSettings
 from swarm.net.stack import StreamHandler, open_stack
 from swarm.net.streams import PULL, read_frame, write_frame
 from swarm.types import PeerId, Reason, SignedGroup, Verdict
-from swarm.wire.codec import decode_group, pull_request, pull_response
+from swarm.wire.codec import Pull, decode_group, encode_entry, encode_pull
 from swarm.wire.identity import GROUP_DOMAIN, Identity, check_signature
 from tests.builders import MANIFEST, announcement, signed
 
@@ -264,7 +265,7 @@ async def test_nodes_of_another_swarm_are_not_seen_and_not_served(tmp_path: Path
         await stack.connect(a.peer, a.exchange.addresses)
         reader, writer = await stack.open_stream(a.peer, PULL)
         async with asyncio.timeout(DEADLINE_S):
-            await write_frame(writer, pull_request("another", b"", 0, 1).SerializeToString())
+            await write_frame(writer, encode_pull(Pull(swarm="another", epoch=b"", cursor=0, max_groups=1)))
             assert await reader.read() == b""
         writer.close()
         assert not b.exchange.peers()
@@ -318,7 +319,7 @@ async def test_a_publisher_of_junk_stops_nobody(tmp_path: Path) -> None:
         elif streams == 2:
             await write_frame(writer, b"\xff" * 100)
         else:
-            response = pull_response(bytes(16), entry).SerializeToString()
+            response = encode_entry(bytes(16), entry)
             await write_frame(writer, response)
             await write_frame(writer, response)
         await writer.drain()
@@ -407,13 +408,11 @@ async def test_a_daemon_that_hangs_is_noticed_and_ended(tmp_path: Path, monkeypa
         ({"initial_peers": ("/ip4/1.2.3.4/tcp/4001/p2p/Qm",)}, ["exchange.initial_peers", "Qm"]),
         ({"listen": ("0.0.0.0:4001",)}, ["exchange.listen", "0.0.0.0:4001", "/ip4/203.0.113.7/tcp/4001"]),
         ({"listen": ("/ip4/1.2.3.400/tcp/1",)}, ["exchange.listen", "1.2.3.400"]),
-        ({"listen": ()}, ["exchange.listen"]),
         ({"announce": ("/ip4/1.2.3.4/tcp/0",)}, ["exchange.announce", "port 0"]),
         ({"announce": (DEAD,)}, ["exchange.announce", "peer id"]),
-        ({"heartbeat_s": 0.0}, ["exchange.heartbeat_s", "0.0", "300"]),
     ],
 )
 def test_what_cannot_work_is_said_at_once(settings: dict[str, object], words: list[str]) -> None:
     with pytest.raises(ConfigError) as error:
-        P2PSettings(**settings)  # type: ignore[arg-type]
+        P2PSettings.model_validate(settings).check_addresses()
     assert all(word in str(error.value) for word in words), error.value

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from node.checkpoint import CheckpointStore
 from node.config import NodeConfig
 from node.daemon import open_node
 from node.journal import Journal
 from node.operated import RunningNode
-from swarm.errors import ConfigError
+from swarm.errors import ConfigError, JournalError, SwarmError
 from swarm.net.base import LogEntry
 from swarm.net.memory import Hub, MemoryLog
 from swarm.types import Reason
@@ -143,6 +149,55 @@ async def test_stopped_and_started_again_it_goes_on_where_it_was(policy: Path, t
         assert again.status().policy_version == node.status().policy_version
 
 
+async def test_a_checkpoint_that_is_cancelled_comes_to_its_end_before_another_begins(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    loop, begun, release = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    original = CheckpointStore.save
+
+    def slow(self: CheckpointStore, *parts: Any) -> Path:
+        loop.call_soon_threadsafe(begun.set)
+        assert release.wait(PATIENCE_S)
+        return original(self, *parts)
+
+    async with AsyncExitStack() as stack:
+        node = await open_node(config_of(policy, tmp_path / "node"), stack, asyncio.Event())
+        monkeypatch.setattr(CheckpointStore, "save", slow)
+        first = asyncio.create_task(node.learning.checkpoint())
+        await begun.wait()
+        begun.clear()
+        first.cancel()
+        second = asyncio.create_task(node.learning.checkpoint())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(begun.wait(), timeout=0.3)
+        release.set()
+        assert (await second).is_dir()
+        assert first.cancelled()
+
+
+async def test_a_step_without_a_finite_gradient_is_said(policy: Path, tmp_path: Path):
+    async with AsyncExitStack() as stack:
+        node = await open_node(config_of(policy, tmp_path / "node"), stack, asyncio.Event())
+        judged = await node.producer.next_group()
+        batch = [replace(judged.experience, rewards=np.array([1, 0, 0, 0], dtype=np.float32))]
+        await node.learning.step(batch)
+        assert not node.ledger.warnings
+        with torch.no_grad():
+            next(node.learning._policy.model.parameters()).fill_(torch.inf)
+        await node.learning.step(batch)
+        assert any("not finite" in warning for warning in node.ledger.warnings)
+
+
+async def test_another_model_in_the_config_than_in_the_checkpoint_is_said(policy: Path, tmp_path: Path):
+    data_dir = tmp_path / "node"
+    for model, warnings in ((policy, 0), (policy, 0), (tmp_path / "other", 1), (tmp_path / "other", 1), (policy, 0)):
+        async with AsyncExitStack() as stack:
+            node = await open_node(config_of(model, data_dir), stack, asyncio.Event())
+            assert len(node.ledger.warnings) == warnings
+            assert all(str(model) in warning for warning in node.ledger.warnings)
+            await node.learning.checkpoint()
+
+
 async def test_with_max_steps_it_stops_learning_and_stays_up(policy: Path, tmp_path: Path):
     async with running(config_of(policy, tmp_path / "node", max_steps=3)) as node:
         await until(lambda: node.learning.steps >= 3, node)
@@ -165,6 +220,21 @@ async def test_own_groups_are_journalled_before_they_are_trained_on(policy: Path
         assert len(await node.journal.read(0, 1000)) >= node.ledger.steps * config.pool.own_groups
     async with Journal.open(tmp_path / "node" / "journal.db", 100) as journal:
         assert len(await journal.read(0, 1000)) == node.ledger.counters["own_groups"]
+
+
+@pytest.mark.parametrize("error", [JournalError("the disk is full"), ZeroDivisionError("a bug")], ids=repr)
+async def test_a_loop_that_fails_stops_the_node_with_a_sentence_or_a_traceback(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    async def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Journal, "append", fail)
+    async with AsyncExitStack() as stack:
+        node = await open_node(config_of(policy, tmp_path / "node"), stack, asyncio.Event())
+        with pytest.raises((JournalError, ExceptionGroup)) as raised:
+            await asyncio.wait_for(node.run(), PATIENCE_S)
+    assert (raised.value is error) == isinstance(error, SwarmError)
 
 
 async def test_two_nodes_cannot_share_a_data_directory(policy: Path, tmp_path: Path):

@@ -52,7 +52,7 @@ def pool_of(**settings: float) -> tuple[RolloutPool, Counter[str]]:
 
 
 async def draw(pool: RolloutPool, version: int = 0, now: float = 0.0, demand=lambda e, v: 1.0) -> list[str]:
-    drawn = await asyncio.wait_for(pool.draw(PolicyVersion(version), now, lambda task: 0.25, demand), timeout=5)
+    drawn = await asyncio.wait_for(pool.draw(PolicyVersion(version), lambda: now, lambda task: 0.25, demand), timeout=5)
     return [e.id for e in drawn]
 
 
@@ -87,7 +87,7 @@ async def test_foreign_groups_are_handed_out_once_with_our_present_value():
     await pool.put_own(experience("a", own=True))
     await pool.put_own(experience("b", own=True))
     pool.put_foreign(experience("f", own=False))
-    drawn = await pool.draw(PolicyVersion(0), 0.0, lambda task: 0.25, lambda e, v: 1.0)
+    drawn = await pool.draw(PolicyVersion(0), lambda: 0.0, lambda task: 0.25, lambda e, v: 1.0)
     assert [(e.id, e.value) for e in drawn] == [("a", 0.5), ("f", 0.25)]
     assert await draw(pool) == ["b"]
 
@@ -98,6 +98,18 @@ async def test_what_nobody_wants_is_never_drawn():
     pool.put_foreign(experience("f", own=False))
     assert await draw(pool, demand=lambda e, v: 0.0) == ["a"]
     assert pool.level.foreign == 1
+
+
+async def test_foreign_groups_age_while_the_draw_waits_for_own_ones():
+    pool, counters = pool_of(own_groups=1, foreign_groups=8, foreign_max_age_s=60.0)
+    pool.put_foreign(experience("clock", own=False, at=0.0, origin="p"))
+    now = 0.0
+    waiting = asyncio.create_task(pool.draw(PolicyVersion(0), lambda: now, lambda task: 0.5, lambda e, v: 1.0))
+    await asyncio.sleep(0)
+    now = 61.0
+    await pool.put_own(experience("a", own=True))
+    assert [e.id for e in await waiting] == ["a"]
+    assert counters["stale_groups"] == 1
 
 
 async def test_foreign_groups_age_by_our_steps_and_by_the_clock():
@@ -132,7 +144,7 @@ async def test_no_origin_gets_more_than_its_share(origins: int, expected: dict[s
         for j in range(20):
             pool.put_foreign(experience(f"{i}.{j}", own=False, origin=f"p{i}"))
     await pool.put_own(experience("a", own=True))
-    drawn = await pool.draw(PolicyVersion(0), 0.0, lambda task: 0.5, lambda e, v: 1.0)
+    drawn = await pool.draw(PolicyVersion(0), lambda: 0.0, lambda task: 0.5, lambda e, v: 1.0)
     counts = Counter(e.group.origin for e in drawn if not e.own)
     assert counts.total() == 8
     if expected is None:  # three origins: at most ceil(8 / 3) each
@@ -148,6 +160,8 @@ async def test_demand_decides_who_is_drawn_more_often():
         pool.put_foreign(experience("wanted", own=False, origin="p"))
         pool.put_foreign(experience("less", own=False, origin="q"))
         await pool.put_own(experience("a", own=True))
-        drawn = await pool.draw(PolicyVersion(0), 0.0, lambda t: 0.5, lambda e, v: 3.0 if e.id == "wanted" else 1.0)
+        drawn = await pool.draw(
+            PolicyVersion(0), lambda: 0.0, lambda t: 0.5, lambda e, v: 3.0 if e.id == "wanted" else 1.0
+        )
         picks[drawn[1].id] += 1
     assert 260 < picks["wanted"] < 340  # 300 expected, sd 8.7

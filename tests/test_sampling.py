@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +19,8 @@ from node.engine.transformers import TransformersGenerator
 from swarm.types import FinishReason, PolicyVersion, SamplingParams
 
 EOS = 1
-TINY = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-SHAPE = {"num_key_value_heads": 2, "intermediate_size": 32, "max_position_embeddings": 128}
+TINY: dict[str, Any] = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+SHAPE: dict[str, Any] = {"num_key_value_heads": 2, "intermediate_size": 32, "max_position_embeddings": 128}
 
 
 def qwen(seed: int = 0, tied: bool = True) -> PreTrainedModel:
@@ -103,7 +104,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it_and_renormalises():
 
 def generator_of(model: PreTrainedModel, batch_size: int = 16, linger_ms: float = 20.0) -> TransformersGenerator:
     engine = TransformersEngine(batch_size=batch_size, linger_ms=linger_ms)
-    return TransformersGenerator(model, EOS, engine, PolicyVersion(0), seed=0)
+    return TransformersGenerator(model, EOS, engine, PolicyVersion(0), torch.Generator().manual_seed(0))
 
 
 async def test_concurrent_requests_are_all_answered():

@@ -187,7 +187,7 @@ def test_every_path_in_the_config_is_anchored() -> None:
         ("policy.dtype=int8", 'policy.dtype = "int8" is not allowed; it must be "float32" or "bfloat16"'),
         ("exchange.type=udp", 'exchange.type = "udp" is not allowed; it must be "p2p" or "none"'),
         ("exchange={}", 'exchange.type is missing; it must be "p2p" or "none"'),
-        ('tasks.0={name="x"}', 'tasks.0.type is missing; it must be "reasoning_gym" or "jsonl"'),
+        ('tasks.0={name="x"}', 'tasks.0.type is missing; it must be "reasoning_gym" or "jsonl" or "plugin"'),
         ('tasks.0={type="jsonl", name="a"}', "tasks.0.path is missing"),
         (
             "tasks.0.config.day=2026-01-01",

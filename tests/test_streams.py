@@ -25,7 +25,7 @@ from swarm.net.streams import (
     write_frame,
 )
 from swarm.types import PeerId, SignedGroup
-from swarm.wire.codec import pull_request, pull_response
+from swarm.wire.codec import Pull, decode_pull, encode_entry, encode_pull
 from tests.builders import MANIFEST, identity, signed
 
 LIMITS = Limits(max_group_bytes=10_000)
@@ -81,7 +81,7 @@ async def served(tmp_path: Path, publisher: Publisher, peer: PeerId = READER) ->
 
 async def pulled(stream: Stream, epoch: bytes, cursor: int, count: int = 1000) -> list[tuple[bytes, LogEntry]]:
     """What comes until the publisher ends the stream."""
-    request = pull_request(MANIFEST.id, epoch, cursor, count)
+    request = Pull(swarm=MANIFEST.id, epoch=epoch, cursor=cursor, max_groups=count)
     async with asyncio.timeout(10):
         return [entry async for entry in pull(*stream, request, LIMITS)]
 
@@ -126,7 +126,7 @@ async def test_a_frame_that_breaks_off_is_a_broken_stream(tmp_path: Path) -> Non
 async def test_a_reader_gets_what_came_after_its_cursor_and_then_the_news(tmp_path: Path) -> None:
     log = filled(20)
     async with served(tmp_path, publisher(log)) as stream:
-        responses = pull(*stream, pull_request(MANIFEST.id, log.epoch, 15, 7), LIMITS)
+        responses = pull(*stream, Pull(swarm=MANIFEST.id, epoch=log.epoch, cursor=15, max_groups=7), LIMITS)
         for cursor in range(16, 21):
             epoch, entry = await anext(responses)
             assert (epoch, entry.cursor, entry.body[:4]) == (log.epoch, cursor, cursor.to_bytes(4, "big"))
@@ -176,7 +176,7 @@ async def test_pruned_and_oversized_groups_are_passed_over(tmp_path: Path) -> No
     for _ in range(6):
         append(log, b"pruned")
     async with served(tmp_path, publisher(log, stream_s=0.3)) as stream:
-        request = pull_request(MANIFEST.id, log.epoch, 0, 10)
+        request = Pull(swarm=MANIFEST.id, epoch=log.epoch, cursor=0, max_groups=10)
         responses = pull(*stream, request, LIMITS)
         news = asyncio.ensure_future(anext(responses))
         await asyncio.sleep(0)
@@ -191,7 +191,7 @@ async def test_only_this_swarm_and_only_so_many_streams(tmp_path: Path) -> None:
     shared = publisher(filled(1))
     (tmp_path / "0").mkdir()
     async with served(tmp_path / "0", shared) as (reader, writer):
-        await write_frame(writer, pull_request("another", b"", 0, 1).SerializeToString())
+        await write_frame(writer, encode_pull(Pull(swarm="another", epoch=b"", cursor=0, max_groups=1)))
         assert await reader.read() == b""
     for allowed, peer_of in ((MAX_STREAMS_PER_PEER, lambda _: READER), (MAX_STREAMS, lambda n: PeerId(f"peer {n}"))):
         open_streams = []
@@ -227,9 +227,9 @@ async def test_a_request_of_junk_ends_its_stream_only(tmp_path: Path, request_by
 async def answered(tmp_path: Path, *frames: bytes) -> None:
     """Reads what a publisher that sends `frames` says."""
     async with connected(tmp_path) as (near, (reader, writer)):
-        request = pull_request(MANIFEST.id, b"", 0, 10)
+        request = Pull(swarm=MANIFEST.id, epoch=b"", cursor=0, max_groups=10)
         pulling = asyncio.ensure_future(pulled(near, b"", 0, 10))
-        assert await read_frame(reader, 1024, 5) == request.SerializeToString()
+        assert decode_pull(await read_frame(reader, 1024, 5)) == request
         for frame in frames:
             await write_frame(writer, frame)
         writer.close()
@@ -238,7 +238,7 @@ async def answered(tmp_path: Path, *frames: bytes) -> None:
 
 def response(cursor: int, body: bytes = b"group", epoch: bytes = bytes(16)) -> bytes:
     entry = LogEntry(cursor=cursor, body=body, signature=bytes(64))
-    return pull_response(epoch, entry).SerializeToString()
+    return encode_entry(epoch, entry)
 
 
 @pytest.mark.parametrize(

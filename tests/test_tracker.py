@@ -25,7 +25,7 @@ def make_task(prompt: str, source: str = "rg/spell", difficulty: str = "{}", ind
 def test_an_observation_is_a_step_of_an_exponential_average(alpha: float, beta: float, decay: float, reward: float):
     evidence = Evidence(successes=alpha, mass=alpha + beta + 1e-3, version=3)
     mean, mass = evidence.successes / evidence.mass, evidence.mass
-    evidence.observe(reward, 4, decay)
+    evidence = evidence.observe(reward, 4, decay)
     rate = 1 / (decay * mass + 1)
     assert evidence.mass == pytest.approx(decay * mass + 1)
     assert evidence.successes / evidence.mass == pytest.approx(mean + rate * (reward - mean), abs=1e-9)
@@ -35,7 +35,7 @@ def test_an_observation_is_a_step_of_an_exponential_average(alpha: float, beta: 
 def test_one_outcome_per_update_settles_at_the_window(decay: float, window: float):
     evidence = Evidence()
     for version in range(1000):
-        evidence.observe(1.0, version, decay)
+        evidence = evidence.observe(1.0, version, decay)
     assert evidence.mass == pytest.approx(window)
 
 
@@ -139,6 +139,16 @@ def test_the_least_recently_seen_prompt_is_forgotten():
     assert tracker.value(make_task("a"), V0) > unseen
     assert tracker.value(make_task("c"), V0) > unseen
     assert len(tracker.state()["prompts"]) == 2
+
+
+def test_a_frozen_state_is_of_its_moment():
+    tracker = ValueTracker(TrackerConfig(max_prompts=2))
+    for prompt in ("a", "b"):
+        tracker.observe(make_task(prompt), 1.0, PolicyVersion(1))
+    before, frozen = tracker.state(), tracker.freeze()
+    for prompt in ("a", "c"):  # changes one key and pushes another out
+        tracker.observe(make_task(prompt), 0.0, PolicyVersion(2))
+    assert frozen() == before != tracker.state()
 
 
 def test_state_survives_json():

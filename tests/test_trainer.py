@@ -36,7 +36,7 @@ from node.engine.sampling import sample
 from node.engine.trainer import PolicyTrainer
 from node.experience import Experience
 from swarm.types import GroupId, PeerId, PolicyVersion, Role, Rollout, SampledTokens, SamplingParams, Turn, VersionSpan
-from tests.builders import group, task, task_ref
+from tests.builders import group, task, task_ref, turn
 from tests.policies import save_tiny_policy
 
 
@@ -126,6 +126,15 @@ async def test_fresh_rollouts_of_the_same_weights_have_no_log_ratio(policy: Poli
     assert report.metrics["ess_share"] == pytest.approx(1.0, abs=1e-5)
 
 
+async def test_a_models_dropout_is_off(policy: Policy):
+    for module in policy.model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5  # pyright: ignore[reportArgumentType]
+    async with trainer_of(policy) as trainer:
+        report = await trainer.step([experience(policy, [1.0, 0.0, 0.0])])
+    assert report.metrics["log_rho_p99"] < 1e-5
+
+
 async def test_nothing_to_learn_changes_nothing(policy: Policy):
     before = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
     solved = [experience(policy, [1.0, 1.0], own=False, value=1.0)]
@@ -142,6 +151,18 @@ async def test_an_experts_all_correct_group_teaches(policy: Policy):
         await trainer.step(batch)
     after = [logprob(policy, rollout) for rollout in batch[0].group.rollouts]
     assert all(b > a for a, b in zip(before, after, strict=True))
+
+
+async def test_a_peers_rollout_that_the_model_has_no_positions_for_is_skipped(policy: Policy):
+    peers = experience(policy, [1.0, 1.0], own=False, value=0.1)
+    prompt = policy.codec.prompt(task())
+    for spare, used in ((0, 2.0), (1, 1.0)):
+        text = "x" * (policy.model.config.max_position_embeddings - len(prompt) - 1 + spare)
+        long = Rollout(turns=(turn(text),))
+        batch = [replace(peers, group=replace(peers.group, rollouts=(peers.group.rollouts[0], long)))]
+        async with trainer_of(policy) as trainer:
+            report = await trainer.step(batch)
+        assert report.metrics["foreign_rollouts"] == used
 
 
 async def test_micro_batches_add_up_to_the_whole(directory: Path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 
+import torch
+
 from node.config import NodeConfig, ReasoningGymTasks, SamplerConfig
 from node.engine.policy import load_policy, prepare_process
 from node.engine.transformers import TransformersGenerator
@@ -29,7 +31,8 @@ async def evaluate_policy(model: str, config: NodeConfig, tasks: int, samples: i
     sampler = config.sampler
     params = SamplingParams(temperature=sampler.temperature, top_p=sampler.top_p, max_new_tokens=sampler.max_new_tokens)
     copy = policy.sampling_copy(config.policy.dtype)
-    generator = TransformersGenerator(copy, policy.codec.eos_id, config.engine, PolicyVersion(0), config.seed)
+    rng = torch.Generator(policy.model.device).manual_seed(config.seed)
+    generator = TransformersGenerator(copy, policy.codec.eos_id, config.engine, PolicyVersion(0), rng)
     async with ProcessJudge(task_specs(config), timeout_s=config.score_timeout_s) as judge, generator:
         questions = {
             source.name.rpartition("/")[2]: await held_out_from(judge, source, tasks, SEED) for source in judge.sources

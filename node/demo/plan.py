@@ -28,9 +28,9 @@ class Family:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoOptions:
     nodes: int = 4
-    steps: int = 400
+    steps: int = 300
     """Per node; a node that has made them goes on sharing until the fleet is stopped."""
-    minutes: float = 6.0
+    minutes: float = 4.0
     """Wall clock of the swarm's run (not of the models' making and evaluation), whichever ends first."""
     seed: int = 0
     overrides: tuple[str, ...] = ()
@@ -100,7 +100,7 @@ def node_settings(
         "policy": {"model": str(model.resolve())},
         "tasks": [{"type": f.type, "name": f.name, "config": dict(f.config)} for f in families],
         "sampler": {"group_size": 8, "concurrency": 32, "max_new_tokens": 24},
-        "learner": {"lr": 5e-4, "warmup_steps": 10},
+        "learner": {"lr": 5e-4, "warmup_steps": 10, "tokens_per_micro_batch": 2048},
         "pool": {"own_groups": 16, "foreign_groups": 0 if alone else 8, "own_capacity": 32},
         "swarm": {"name": swarm},
         "exchange": {"type": "none"} if alone else exchange,

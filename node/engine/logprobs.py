@@ -29,6 +29,7 @@ def action_logprobs(
     hidden = hidden.flatten(0, 1)[action_index]
     softcap = getattr(model.config, "final_logit_softcapping", None)
     head = model.get_output_embeddings()
+    assert isinstance(head, torch.nn.Module)  # of any causal language model
     if len(targets) <= chunk:  # the backward pass holds one chunk of logits anyway: nothing to recompute it for
         return _chunk(head, hidden, targets, temperature, softcap)
     parts = [

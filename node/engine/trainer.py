@@ -44,7 +44,7 @@ class PolicyTrainer:
         autocast: bool = False,
         version: PolicyVersion,
     ) -> None:
-        self._model = policy.model.train()
+        self._model = policy.model.eval()  # dropout would be a difference to the sampler that no update made
         self._codec = policy.codec
         self._advantage = advantage
         self._objective = objective
@@ -98,6 +98,7 @@ class PolicyTrainer:
             self._foreign,
             self._learner,
             self._version,
+            max_length=getattr(self._model.config, "max_position_embeddings", None),
         )
         metrics = dict(plan.metrics)
         if plan.rows:

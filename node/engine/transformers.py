@@ -40,19 +40,23 @@ class TransformersGenerator:
     """
 
     def __init__(
-        self, model: PreTrainedModel, eos_id: int, config: TransformersEngine, version: PolicyVersion, seed: int
+        self,
+        model: PreTrainedModel,
+        eos_id: int,
+        config: TransformersEngine,
+        version: PolicyVersion,
+        rng: torch.Generator,
     ) -> None:
         self._model = model.eval().requires_grad_(False)
         self._eos_id = eos_id
         self._config = config
         self._version = version
-        self._rng = torch.Generator(device=model.device).manual_seed(seed)
+        self._rng = rng
         self._requests: asyncio.Queue[_Request] = asyncio.Queue(MAX_WAITING)
         self._carried: _Request | None = None  # did not fit into the last batch
         self._newest: Weights | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="generator")
         self._batcher: asyncio.Task[None] | None = None
-        self.tokens_sampled = 0
 
     @property
     def version(self) -> PolicyVersion:
@@ -136,7 +140,6 @@ class TransformersGenerator:
             self._take_over(weights)
         prompts, counts = [request.prompt for request in batch], [request.n for request in batch]
         groups = sample(self._model, prompts, counts, batch[0].params, self._eos_id, self._rng)
-        self.tokens_sampled += sum(len(row.ids) for rows in groups for row in rows)
         return [[self._completion(row) for row in rows] for rows in groups]
 
     def _take_over(self, weights: Weights) -> None:

@@ -85,9 +85,12 @@ def build_rows(
     foreign: ForeignConfig,
     learner: LearnerConfig,
     now: PolicyVersion,
+    max_length: int | None = None,
 ) -> RowPlan:
-    """Rows of the batch. The baseline of a group is its `value`: of an own group that from before it was sampled, of a
-    foreign one that from when it was drawn (whoever draws brings it up to date).
+    """Rows of the batch. `max_length`: tokens that the model has positions for, None where it has no limit.
+
+    The baseline of a group is its `value`: of an own group that from before it was sampled, of a foreign one that from
+    when it was drawn (whoever draws brings it up to date).
 
     Raises ValueError for an own group that cannot be trained on (no ids, more than one sampled turn): that is a bug of
     ours. A peer's rollout that cannot be is skipped and counted: it is data.
@@ -108,9 +111,10 @@ def build_rows(
     estimate = ADVANTAGES[type(advantage)](outcomes, advantage)
     own = [replace(row, advantage=float(a)) for row, a in zip(own, estimate.values, strict=True)]
     peers = list[TokenRow]()
+    room = learner.tokens_per_micro_batch if max_length is None else min(learner.tokens_per_micro_batch, max_length)
     for experience in batch:
         if not experience.own:
-            peers += _foreign_rows(experience, codec, estimate.scale, foreign, learner, now)
+            peers += _foreign_rows(experience, codec, estimate.scale, foreign, room, now)
     return _plan(batch, own, peers, outcomes, estimate.scale, learner.min_advantage)
 
 
@@ -159,11 +163,11 @@ def _foreign_rows(
     codec: TextCodec,
     scale: float,
     foreign: ForeignConfig,
-    learner: LearnerConfig,
+    room: int,
     now: PolicyVersion,
 ) -> list[TokenRow]:
-    """Rows of the rollouts that have a score, tokens of ours, and room in a micro-batch: a peer does not decide how
-    much memory our forward pass takes."""
+    """Rows of the rollouts that have a score, tokens of ours, and room for them: a peer does not decide how much memory
+    our forward pass takes, nor whether the model has positions for it."""
     rule = FOREIGN[type(foreign)]
     scored = np.flatnonzero(experience.scored)
     if len(scored) == 0:
@@ -178,7 +182,7 @@ def _foreign_rows(
         if turn is None or turn.finish is FinishReason.ERROR or (rule.distinct and turn[:2] in seen):
             continue
         tokens = _our_tokens(turn, codec, trust_ids=same_tokenizer)
-        if tokens is not None and len(prompt_ids) + len(tokens[0]) <= learner.tokens_per_micro_batch:
+        if tokens is not None and len(prompt_ids) + len(tokens[0]) <= room:
             seen.add((turn.text, turn.finish))
             row = _row(experience, index, turn, prompt_ids, tokens, now)
             rows.append(replace(row, advantage=float(advantage)))

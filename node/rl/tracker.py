@@ -18,9 +18,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import OrderedDict
-from collections.abc import Hashable
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Hashable
+from typing import NamedTuple, TypeVar
 
 from node.config import TrackerConfig
 from swarm.errors import CheckpointError
@@ -32,34 +31,27 @@ ROOT_MEAN = 0.5
 ROOT_MASS = 1.0
 
 
-@dataclass(slots=True)
-class Evidence:
+State = dict[str, list[list[object]]]
+
+
+class Evidence(NamedTuple):
     """Discounted sums of the outcomes of one key, as they stand at `version`, the newest of theirs."""
 
     successes: float = 0.0
     mass: float = 0.0
     version: int = 0
 
-    def observe(self, reward: float, version: int, decay: float) -> None:
-        """Adds one outcome; a late one (an older version than ours) is discounted on arrival. Only ages >= 0 are ever
-        raised to, so nothing overflows."""
-        if version >= self.version:
-            self._discount(decay ** (version - self.version))
-            self.version = version
-            weight = 1.0
-        else:
-            weight = decay ** (self.version - version)
-        self.successes += weight * reward
-        self.mass += weight
+    def observe(self, reward: float, version: int, decay: float) -> Evidence:
+        """With one outcome more; a late one (an older version than ours) is discounted on arrival. Only ages >= 0 are
+        ever raised to, so nothing overflows."""
+        newest = max(version, self.version)
+        old, new = decay ** (newest - self.version), decay ** (newest - version)
+        return Evidence(old * self.successes + new * reward, old * self.mass + new, newest)
 
     def mean(self, prior: float, prior_mass: float, now: int, decay: float) -> float:
         """Posterior mean at `now`; a `now` before the newest outcome counts as the time of that outcome."""
         weight = decay ** max(0, now - self.version)
         return (prior_mass * prior + weight * self.successes) / (prior_mass + weight * self.mass)
-
-    def _discount(self, weight: float) -> None:
-        self.successes *= weight
-        self.mass *= weight
 
 
 class ValueTracker:
@@ -88,9 +80,10 @@ class ValueTracker:
         if not (math.isfinite(reward) and 0.0 <= reward <= 1.0):
             raise ValueError(f"reward of {task.ref} is {reward}: it must be in [0, 1]")
         config = self._config
-        self._sources.setdefault(task.ref.source, Evidence()).observe(reward, version, config.cell_decay)
-        self._recent(self._cells, _cell_key(task)).observe(reward, version, config.cell_decay)
-        self._recent(self._prompts, _prompt_key(task)).observe(reward, version, config.prompt_decay)
+        source = task.ref.source
+        self._sources[source] = self._sources.get(source, Evidence()).observe(reward, version, config.cell_decay)
+        self._observe(self._cells, _cell_key(task), reward, version, config.cell_decay)
+        self._observe(self._prompts, _prompt_key(task), reward, version, config.prompt_decay)
 
     def source_value(self, source: str, now: PolicyVersion) -> float:
         """Of one source; 0.5 where nothing has been observed."""
@@ -100,16 +93,24 @@ class ValueTracker:
         """Of every source that has been observed."""
         return {source: self.source_value(source, now) for source in self._sources}
 
-    def state(self) -> dict[str, list[list[object]]]:
+    def state(self) -> State:
         """Plain JSON data, in the order in which keys would be forgotten."""
-        return {
-            "sources": [[source, e.successes, e.mass, e.version] for source, e in self._sources.items()],
-            "cells": [[*key, e.successes, e.mass, e.version] for key, e in self._cells.items()],
-            "prompts": [[key, e.successes, e.mass, e.version] for key, e in self._prompts.items()],
+        return self.freeze()()
+
+    def freeze(self) -> Callable[[], State]:
+        """Makes the `state` of now whenever it is called, in any thread. Freezing is cheap; the state of 100,000
+        prompts takes far longer than an event loop may be held up."""
+        sources, cells, prompts = (
+            (list(known), list(known.values())) for known in (self._sources, self._cells, self._prompts)
+        )
+        return lambda: {
+            "sources": [[source, *evidence] for source, evidence in zip(*sources, strict=True)],
+            "cells": [[*key, *evidence] for key, evidence in zip(*cells, strict=True)],
+            "prompts": [[key, *evidence] for key, evidence in zip(*prompts, strict=True)],
         }
 
     @classmethod
-    def restore(cls, config: TrackerConfig, state: dict[str, list[list[object]]]) -> ValueTracker:
+    def restore(cls, config: TrackerConfig, state: State) -> ValueTracker:
         """The tracker that `state` was taken from. Raises CheckpointError for anything else than a state."""
         tracker = cls(config)
         try:
@@ -123,13 +124,12 @@ class ValueTracker:
             raise CheckpointError(f"tracker state: {error!r}") from error
         return tracker
 
-    def _recent(self, known: OrderedDict[K, Evidence], key: K) -> Evidence:
-        """The evidence of `key`, now the most recently seen; makes room by forgetting the least recently seen."""
-        evidence = known.setdefault(key, Evidence())
+    def _observe(self, known: OrderedDict[K, Evidence], key: K, reward: float, version: int, decay: float) -> None:
+        """`key` is now the most recently seen; the least recently seen are forgotten to make room."""
+        known[key] = known.get(key, Evidence()).observe(reward, version, decay)
         known.move_to_end(key)
         while len(known) > self._config.max_prompts:
             known.popitem(last=False)
-        return evidence
 
 
 def _cell_key(task: Task) -> tuple[str, str]:

@@ -15,7 +15,7 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,13 +23,13 @@ from typing import Self
 from swarm.errors import ConfigError
 from swarm.limits import Limits
 from swarm.net.addressbook import AddressBook
-from swarm.net.addresses import check, is_loopback, port_of, wildcard, with_port
+from swarm.net.addresses import port_of, wildcard, with_port
 from swarm.net.base import INNOCENT, GroupLog, PeerInfo, Received
 from swarm.net.directory import Membership, open_directory
 from swarm.net.following import CursorStore, Following
 from swarm.net.p2pd import StackConfig
 from swarm.net.peertable import PeerTable, Strikes
-from swarm.net.records import MAX_LIFETIME_S
+from swarm.net.settings import P2PSettings
 from swarm.net.stack import Stack, open_stack
 from swarm.net.streams import PULL, Publisher
 from swarm.types import Announcement, PeerId, Verdict
@@ -42,33 +42,6 @@ STABLE_S = 60.0
 """A stack that lived so long was a good one: the next pause is the shortest again."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class P2PSettings:
-    """What an operator chooses; the keys of `[exchange]`. Raises ConfigError naming the key that is wrong."""
-
-    listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0",)
-    announce: tuple[str, ...] = ()
-    initial_peers: tuple[str, ...] = ()
-    follow: int = 8
-    heartbeat_s: float = 20.0
-    relay: bool = True
-
-    def __post_init__(self) -> None:
-        check("listen", self.listen, any_port=True)
-        check("announce", self.announce)
-        check("initial_peers", self.initial_peers, peer=True)
-        if not self.listen:
-            raise ConfigError("exchange.listen: must name at least one multiaddr such as /ip4/0.0.0.0/tcp/0")
-        longest = MAX_LIFETIME_S / 3
-        if not 0 < self.heartbeat_s <= longest:
-            raise ConfigError(f"exchange.heartbeat_s: {self.heartbeat_s} must be above 0 and at most {longest:g}")
-
-    @property
-    def local(self) -> bool:
-        """Reachable from this machine only."""
-        return all(map(is_loopback, self.listen))
 
 
 class P2PExchange:
@@ -90,6 +63,7 @@ class P2PExchange:
         peers_file: Path,
         rng: random.Random | None = None,
     ) -> None:
+        settings.check_addresses()
         self._settings, self._identity, self._identity_path = settings, identity, identity_path
         self._log, self._cursors = log, cursors
         self._rng = random.Random() if rng is None else rng

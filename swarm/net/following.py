@@ -18,7 +18,7 @@ from swarm.net.peertable import MAX_PEERS, PeerTable, Strikes
 from swarm.net.stack import Stack
 from swarm.net.streams import PULL, pull
 from swarm.types import PeerId
-from swarm.wire.codec import pull_request
+from swarm.wire.codec import Pull
 
 QUEUE_GROUPS = 32
 """Groups that wait for `receive`. When it is full the streams wait: a peer's own log is its buffer."""
@@ -134,7 +134,7 @@ class Following:
         await stack.connect(peer, announcement.addresses if announcement is not None else ())
         reader, writer = await stack.open_stream(peer, PULL)
         try:
-            request = pull_request(self._swarm, epoch, cursor, GROUPS_PER_STREAM)
+            request = Pull(swarm=self._swarm, epoch=epoch, cursor=cursor, max_groups=GROUPS_PER_STREAM)
             async with aclosing(pull(reader, writer, request, self._limits)) as responses:
                 async for epoch, entry in responses:
                     received = Received(sender=peer, body=entry.body, signature=entry.signature)

@@ -24,13 +24,14 @@ from hivemind.utils import MSGPackSerializer
 from hivemind.utils.timed_storage import ValueWithExpiration
 
 from swarm.errors import SignatureMismatch, WireError
+from swarm.net.settings import MAX_HEARTBEAT_S
 from swarm.types import Announcement, PeerId
 from swarm.wire.codec import MAX_ANNOUNCEMENT_BYTES, decode_announcement
 
 SHARDS = 8
 MAX_RECORDS_PER_SHARD = 256
 """Checking so many signatures takes about 50 ms. In a larger swarm the directory is a random sample of it."""
-MAX_LIFETIME_S = 900.0
+MAX_LIFETIME_S = 3 * MAX_HEARTBEAT_S
 _CACHED = 4 * SHARDS * MAX_RECORDS_PER_SHARD
 _BIN8, _BIN16 = 0xC4, 0xC5
 

@@ -23,14 +23,11 @@ from collections import Counter
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from google.protobuf.message import DecodeError
-
 from swarm.errors import LimitError, NetworkError, SwarmError, WireError
 from swarm.limits import Limits
 from swarm.net.base import GroupLog, LogEntry
 from swarm.types import PeerId
-from swarm.wire.codec import Pull, pull_response, read_pull, read_response
-from swarm.wire.v1.exchange_pb2 import PullRequest, PullResponse
+from swarm.wire.codec import Pull, decode_entry, decode_pull, encode_entry, encode_pull
 
 PULL = "/swarm/1/pull"
 
@@ -78,22 +75,18 @@ async def read_frame(reader: asyncio.StreamReader, limit: int, idle_s: float) ->
 
 
 async def pull(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: PullRequest, limits: Limits
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, wanted: Pull, limits: Limits
 ) -> AsyncGenerator[tuple[bytes, LogEntry], None]:
     """What a publisher sends, as (epoch, entry) with cursors that grow; ends with its empty frame.
 
     Raises NetworkError when the stream breaks, WireError (LimitError) for what no honest publisher sends."""
     try:
-        await write_frame(writer, request.SerializeToString())
+        await write_frame(writer, encode_pull(wanted))
     except OSError as error:
         raise NetworkError(f"stream: {error}") from error
-    epoch, cursor = request.epoch, request.cursor
+    epoch, cursor = wanted.epoch, wanted.cursor
     while frame := await read_frame(reader, limits.max_group_bytes + ENVELOPE_BYTES, IDLE_S):
-        try:
-            response = PullResponse.FromString(frame)
-        except DecodeError as error:
-            raise WireError("a frame that is not a response") from error
-        new_epoch, entry = read_response(response)
+        new_epoch, entry = decode_entry(frame)
         if len(entry.body) > limits.max_group_bytes:
             raise LimitError(f"a group of {len(entry.body)} bytes: must be at most {limits.max_group_bytes}")
         if new_epoch == epoch and entry.cursor <= cursor:
@@ -116,13 +109,12 @@ class Publisher:
             return
         self._streams[peer] += 1
         try:
-            request = PullRequest.FromString(await read_frame(reader, MAX_REQUEST_BYTES, REQUEST_S))
-            asked = read_pull(request)
+            asked = decode_pull(await read_frame(reader, MAX_REQUEST_BYTES, REQUEST_S))
             if asked.swarm != self._swarm:
                 raise WireError("another swarm")
             async with asyncio.timeout(self._stream_s + REQUEST_S):
                 await self._send(asked, reader, writer)
-        except (SwarmError, DecodeError, OSError) as error:
+        except (SwarmError, OSError) as error:
             logger.debug("%s: stream ended: %s", peer, error)
         finally:
             self._streams[peer] -= 1
@@ -143,7 +135,7 @@ class Publisher:
                 for entry in entries:
                     cursor = entry.cursor
                     if len(entry.body) <= self._limits.max_group_bytes:
-                        await write_frame(writer, pull_response(log.epoch, entry).SerializeToString())
+                        await write_frame(writer, encode_entry(log.epoch, entry))
                         left -= 1
                 if not entries:
                     # What lay between has been pruned.

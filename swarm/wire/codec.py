@@ -207,16 +207,20 @@ class Pull:
     max_groups: int
 
 
-def pull_request(swarm: str, epoch: bytes, cursor: int, max_groups: int) -> pb.PullRequest:
+def encode_pull(pull: Pull) -> bytes:
     """Raises WireError for what the other side would refuse."""
     with _encoding():
-        request = pb.PullRequest(swarm=swarm, epoch=epoch, cursor=cursor, max_groups=max_groups)
-    read_pull(request)
-    return request
+        request = pb.PullRequest(swarm=pull.swarm, epoch=pull.epoch, cursor=pull.cursor, max_groups=pull.max_groups)
+    _read_pull(request)
+    return request.SerializeToString()
 
 
-def read_pull(request: pb.PullRequest) -> Pull:
+def decode_pull(data: bytes) -> Pull:
     """Raises WireError (LimitError) unless everything is within bounds."""
+    return _read_pull(_parse(pb.PullRequest(), data))
+
+
+def _read_pull(request: pb.PullRequest) -> Pull:
     if not 1 <= request.max_groups <= MAX_PULL_GROUPS:
         raise LimitError(f"max_groups {request.max_groups}: must be from 1 to {MAX_PULL_GROUPS}")
     return Pull(
@@ -227,19 +231,23 @@ def read_pull(request: pb.PullRequest) -> Pull:
     )
 
 
-def pull_response(epoch: bytes, entry: LogEntry) -> pb.PullResponse:
-    """Raises WireError for what the other side would refuse."""
+def encode_entry(epoch: bytes, entry: LogEntry) -> bytes:
+    """One entry of the log `epoch`. Raises WireError for what the other side would refuse."""
     with _encoding():
         group = pb.SignedGroup(body=entry.body, signature=entry.signature)
         response = pb.PullResponse(epoch=epoch, cursor=entry.cursor, group=group)
-    read_response(response)
-    return response
+    _read_entry(response)
+    return response.SerializeToString()
 
 
-def read_response(response: pb.PullResponse) -> tuple[bytes, LogEntry]:
+def decode_entry(data: bytes) -> tuple[bytes, LogEntry]:
     """The epoch of the log and one entry of it. The entry's body is for `decode_group` to bound.
 
     Raises WireError unless everything else is within bounds."""
+    return _read_entry(_parse(pb.PullResponse(), data))
+
+
+def _read_entry(response: pb.PullResponse) -> tuple[bytes, LogEntry]:
     if bounds.integer("cursor", response.cursor) == 0:
         raise WireError("cursor 0 names no group")
     bounds.limit("signature bytes", len(response.group.signature), bounds.SIGNATURE_BYTES)
