@@ -298,7 +298,9 @@ class NodeConfig(Table):
     threads: NonNegativeInt = 0
     """CPU threads for torch; 0 leaves it to torch."""
     score_timeout_s: PositiveFloat = 10.0
-    """For scoring one group."""
+    """For scoring one group of ours."""
+    foreign_score_timeout_s: PositiveFloat = 5.0
+    """For scoring one group of a peer's; repeated, it counts against the peer."""
     policy: PolicyConfig = PolicyConfig()
     tasks: tuple[TaskConfig, ...] = Field(min_length=1)
     sampler: SamplerConfig = SamplerConfig()

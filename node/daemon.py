@@ -75,11 +75,14 @@ async def open_node(
     stack.enter_context(data.lock())
     identity = Identity.load_or_create(data.identity)
     journal = await stack.enter_async_context(Journal.open(data.journal, config.journal.max_groups))
-    judge = await stack.enter_async_context(ProcessJudge(task_specs(config), timeout_s=config.score_timeout_s))
+    specs = task_specs(config)
+    judge = await stack.enter_async_context(ProcessJudge(specs, timeout_s=config.score_timeout_s))
+    # Strangers' texts are judged apart: what they make hang holds up nothing of ours.
+    foreign_judge = await stack.enter_async_context(ProcessJudge(specs, timeout_s=config.foreign_score_timeout_s))
     manifest = Manifest.of(config.swarm.name, judge.sources)
     mind = await _open_mind(config, stack, data, judge)
     exchange = await stack.enter_async_context((join or _exchange(config, data))(identity, manifest.id, journal))
-    node = _assemble(config, identity, journal, judge, manifest, mind, exchange, stopping)
+    node = _assemble(config, identity, journal, (judge, foreign_judge), manifest, mind, exchange, stopping)
     rpc = await stack.enter_async_context(RpcServer(config.rpc, node))
     stack.enter_context(data.serving(rpc.address))
     log.info("%s is up: peer %s, RPC at %s, step %d", config.name, identity.peer_id, rpc.address, mind.progress.steps)
@@ -142,13 +145,14 @@ def _assemble(
     config: NodeConfig,
     identity: Identity,
     journal: Journal,
-    judge: Judge,
+    judges: tuple[Judge, Judge],
     manifest: Manifest,
     mind: _Mind,
     exchange: Exchange,
     stopping: asyncio.Event,
 ) -> RunningNode:
     progress, trainer, sampling = mind.progress, mind.trainer, _sampling(config)
+    judge, foreign_judge = judges
     author = Author(
         identity=identity,
         swarm=manifest.id,
@@ -177,7 +181,7 @@ def _assemble(
             me=identity.peer_id,
             manifest=manifest,
             limits=config.limits,
-            judge=judge,
+            judge=foreign_judge,
             journal=journal,
             tracker=progress.tracker,
             version=lambda: trainer.version,

@@ -61,6 +61,7 @@ async def train(pool: RolloutPool, learning: Learning, generator: Generator, max
         await learning.step(batch)
         await generator.load(await learning.weights())
         await learning.checkpoint_if_due()
+    await learning.checkpoint()
 
 
 async def evaluate(evaluation: Evaluation, learning: Learning, every_steps: int) -> None:

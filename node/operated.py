@@ -58,7 +58,8 @@ class RunningNode:
             await self._loop()
         except BaseExceptionGroup as errors:
             raise _foreseen(errors) or errors from None
-        log.info("checkpoint: %s", await self.learning.checkpoint())
+        if self.learning.steps:
+            log.info("checkpoint: %s", await self.learning.checkpoint())
 
     async def _loop(self) -> None:
         async with asyncio.TaskGroup() as group:

@@ -62,10 +62,10 @@ def check(config: NodeConfig) -> list[Complaint]:
                 f"it must be at least pool.own_groups ({config.pool.own_groups}), or no step is ever made",
             )
         )
-    specs = task_specs(config)
-    for i, spec in enumerate(specs):
-        if (first := specs.index(spec)) != i:
-            wrong.append(Complaint(f"tasks.{i}", f"tasks.{i} is the same as tasks.{first}"))
+    names = [(task.type, task.name) for task in config.tasks]  # what the tracker and the evaluation tell them apart by
+    for i, name in enumerate(names):
+        if (first := names.index(name)) != i:
+            wrong.append(Complaint(f"tasks.{i}", f"tasks.{i} has the name of tasks.{first}: {shown(name[1])}"))
     checks = {"rpc": lambda: check_rpc(config.rpc), "exchange": lambda: _check_exchange(config.exchange)}
     for key, raises in checks.items():
         try:

@@ -12,6 +12,7 @@ to stop, by gRPC or SIGTERM), each with a child process of its own.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import signal
@@ -25,6 +26,7 @@ from node.config import NodeConfig
 from node.datadir import DataDirectory
 from node.rpc import RpcServer
 from node.settings import load_config
+from swarm.wire.identity import Identity
 from swarm.wire.v1 import node_pb2
 
 STEPS_PER_S = 100.0
@@ -33,6 +35,14 @@ NAMES = ("alder", "birch", "cedar", "dogwood")
 FAMILIES = ("spell_backward", "rotate_matrix")
 GRANDCHILD = ["sleep", "602.5"]
 PROGRAM = (sys.executable, str(Path(__file__)))
+
+
+def peer_of(name: str) -> str:
+    return Identity(hashlib.sha256(name.encode()).digest()).peer_id
+
+
+def address_of(name: str) -> str:
+    return f"/ip4/127.0.0.1/tcp/4001/p2p/{peer_of(name)}"
 
 
 class FakeNode:
@@ -56,12 +66,12 @@ class FakeNode:
         evaluated = steps // 25 * 25
         return node_pb2.NodeStatus(
             name=name,
-            peer=f"12D3KooW-{name}",
+            peer=peer_of(name),
             state=self.state,
             steps=steps,
-            addresses=[f"/ip4/127.0.0.1/tcp/4001/p2p/12D3KooW-{name}"],
+            addresses=[address_of(name)],
             peers=len(others),
-            admitted={f"12D3KooW-{other}": steps + 1 for other in others},
+            admitted={peer_of(other): steps + 1 for other in others},
             refused={"stale": 2},
             counters={"own_groups": 4 * steps, "own_tokens": 100 * steps, "foreign_tokens": 10 * steps},
             metrics={"own_reward": 0.5, "own_staleness": 1.0},

@@ -102,8 +102,8 @@ async def test_nodes_are_started_watched_and_stopped(children: Children, tmp_pat
     assert fleet.view.admitted(nodes[1])["alder"] == 51  # by name, not by peer id
     assert [initial_peers(tmp_path, i) for i in (1, 2, 3)] == [
         [],
-        ["/ip4/127.0.0.1/tcp/4001/p2p/12D3KooW-alder"],
-        ["/ip4/127.0.0.1/tcp/4001/p2p/12D3KooW-alder"],
+        [fake_swarm_node.address_of("alder")],
+        [fake_swarm_node.address_of("alder")],
     ]
     assert last_line(tmp_path / "node-1" / "log") == "alder starts"
     assert fleet.view.elapsed_s(0.0) > 0
@@ -143,7 +143,7 @@ async def test_the_second_becomes_the_first_when_the_first_cannot_start(children
     assert [node.phase for node in fleet.view.nodes] == ["died", "stopped", "stopped"]
     assert "cannot be used" in fleet.view.nodes[0].last_words
     assert initial_peers(tmp_path, 2) == []
-    assert initial_peers(tmp_path, 3) == ["/ip4/127.0.0.1/tcp/4001/p2p/12D3KooW-birch"]
+    assert initial_peers(tmp_path, 3) == [fake_swarm_node.address_of("birch")]
 
 
 async def test_a_deaf_node_is_killed_with_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

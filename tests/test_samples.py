@@ -15,6 +15,7 @@ from node.config import (
     SpoAdvantage,
 )
 from node.experience import Experience
+from node.rl.objective import Denominators
 from node.rl.samples import RowPlan, build_rows
 from swarm.types import (
     FinishReason,
@@ -152,7 +153,7 @@ def test_without_own_rollouts_a_peers_advantage_is_in_units_of_reward():
 def test_an_all_wrong_group_of_a_peer_is_not_trained_on():
     plan = build(make_group([0, 0], own=False))
     assert plan.rows == ()
-    assert plan.denominators.samples == 2
+    assert plan.denominators == Denominators(tokens=0, samples=0)
     assert plan.metrics["zero_advantage_share"] == 1.0
 
 
@@ -162,11 +163,20 @@ def test_rows_are_filtered_by_advantage_and_not_by_spread():
     assert build(make_group([1, 1]), advantage=GrpoAdvantage()).rows == ()
 
 
-def test_denominators_count_what_was_drawn():
-    plan = build(make_group([1, 0]), make_group([1, 0], own=False, value=0.5))
-    assert len(plan.rows) == 3
-    assert plan.denominators.samples == 4
-    assert plan.denominators.tokens == 4 * len("answer 0.")
+def test_denominators_count_all_of_ours_and_what_peers_teach():
+    solved = make_group([1, 1], value=1.0)
+    plan = build(solved, make_group([1, 0]), make_group([1, 0], own=False, value=0.5))
+    assert [row.own for row in plan.rows] == [True, True, False]
+    assert plan.denominators == Denominators(tokens=5 * len("answer 0."), samples=5)
+
+
+def test_a_peers_long_rollouts_weigh_nothing_where_they_teach_nothing_and_no_more_than_ours_where_they_do():
+    ours = make_group([1, 0], [make_rollout("yes"), make_rollout("no")])
+    own_tokens = len("yes.") + len("no.")
+    for text, kept in (("x" * 1000, False), ("x" * (own_tokens - 1), True)):
+        plan = build(ours, make_group([1, 0], [make_rollout(text), make_rollout("y" * 5000)], own=False))
+        assert any(not row.own for row in plan.rows) is kept
+        assert plan.denominators.tokens == own_tokens * (1 + kept)
 
 
 def test_unscored_failed_and_empty_rollouts_are_no_evidence():

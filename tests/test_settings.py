@@ -246,7 +246,7 @@ def test_a_pool_that_can_never_fill_a_step(file: Path) -> None:
 
 def test_the_same_task_twice(tmp_path: Path) -> None:
     path = written(tmp_path / "node.toml", TASK + TASK)
-    assert sentence(path) == f"{path}: tasks.1 is the same as tasks.0"
+    assert sentence(path) == f'{path}: tasks.1 has the name of tasks.0: "spell_backward"'
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])

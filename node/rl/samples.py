@@ -67,7 +67,8 @@ class RowPlan:
     rows: tuple[TokenRow, ...]
     """Those worth a forward pass, own before foreign; may be empty."""
     denominators: Denominators
-    """Of all usable rollouts that were drawn, so that filtering rows does not weigh the others up."""
+    """Of all own rollouts, so that filtering some does not weigh the others up, and of the foreign rows: what a peer
+    sends without teaching us anything has no weight at all, however long it is."""
     metrics: dict[str, float]
     """Of the drawn batch; a key whose rollouts are missing is missing."""
 
@@ -127,7 +128,9 @@ def _plan(
     min_advantage: float,
 ) -> RowPlan:
     drawn = own + peers
-    kept = tuple(row for row in drawn if abs(row.advantage) >= min_advantage)
+    own_tokens = _num_tokens(own)
+    teaching = _within([row for row in peers if abs(row.advantage) >= min_advantage], own_tokens if own else None)
+    kept = (*(row for row in own if abs(row.advantage) >= min_advantage), *teaching)
     metrics = _side_metrics("own", own) | _side_metrics("foreign", peers)
     metrics |= {
         "advantage_scale": scale,
@@ -138,8 +141,23 @@ def _plan(
     if own:
         # Near 0 as long as the tracker is calibrated.
         metrics["calibration"] = float((outcomes.rewards - outcomes.values).mean())
-    tokens = sum(len(row.response_ids) for row in drawn)
-    return RowPlan(rows=kept, denominators=Denominators(tokens=tokens, samples=len(drawn)), metrics=metrics)
+    counts = Denominators(tokens=own_tokens + _num_tokens(teaching), samples=len(own) + len(teaching))
+    return RowPlan(rows=kept, denominators=counts, metrics=metrics)
+
+
+def _within(rows: Sequence[TokenRow], budget: int | None) -> list[TokenRow]:
+    """As many as fit, in order: at most half of what is trained on is foreign, by tokens and not by groups, or one peer
+    with long rollouts would decide what a step costs and how much our own count."""
+    fitting, spent = list[TokenRow](), 0
+    for row in rows:
+        if budget is None or spent + len(row.response_ids) <= budget:
+            fitting.append(row)
+            spent += len(row.response_ids)
+    return fitting
+
+
+def _num_tokens(rows: Sequence[TokenRow]) -> int:
+    return sum(len(row.response_ids) for row in rows)
 
 
 def _own_rows(experience: Experience, codec: TextCodec, now: PolicyVersion) -> list[TokenRow]:

@@ -100,4 +100,4 @@ class Exchange(Protocol):
 
 
 #: Refusals that an honest peer can cause (clocks, restarts, races): counted, never held against anybody.
-INNOCENT = frozenset({Reason.ADMITTED, Reason.DUPLICATE, Reason.STALE, Reason.HELD_OUT, Reason.UNSCORABLE})
+INNOCENT = frozenset({Reason.ADMITTED, Reason.DUPLICATE, Reason.STALE, Reason.HELD_OUT})
