@@ -15,7 +15,7 @@ import numpy as np
 
 from node.engine.base import Generator, TextCodec
 from swarm.errors import TaskError, TaskTimeout
-from swarm.tasks.base import HELD_OUT_IN, Judge, SourceInfo, TaskSource, held_out
+from swarm.tasks.base import HELD_OUT_IN, Judge, SourceInfo, held_out
 from swarm.types import SamplingParams, ScoreStatus, Task, TaskRef
 
 #: 97.5 % quantile of the normal distribution: 95 % intervals.
@@ -125,30 +125,26 @@ async def held_out_from(judge: Judge, source: SourceInfo, n: int, seed: int) -> 
 
     Raises TaskError when there are too few (after a bounded search), TaskTimeout when one cannot be made in time.
     """
-    search = _Search(source.name, n)
+    found = dict[str, Task]()
+    looked_at, last_error = 0, None
     for ref in candidates(source, n, seed):
+        if len(found) == n:
+            break
         try:
-            search.offer(await judge.task(ref))
+            task = await judge.task(ref)
         except TaskTimeout:
             raise  # a search of such would take hours
         except TaskError as error:
-            search.last_error = error
-        if search.complete:
-            break
-    return search.result()
-
-
-def held_out_tasks(source: TaskSource, n: int, seed: int) -> list[Task]:
-    """The same tasks as `held_out_from`, of a source that one has."""
-    search = _Search(source.name, n)
-    for ref in candidates(source, n, seed):
-        try:
-            search.offer(source.task(ref.seed, ref.index))
-        except TaskError as error:
-            search.last_error = error
-        if search.complete:
-            break
-    return search.result()
+            last_error = error
+            continue
+        looked_at += 1
+        if held_out(task.prompt):
+            found.setdefault(task.prompt, task)
+    if len(found) < n:
+        raise TaskError(
+            f"{source.name}: {n} held-out questions wanted, {len(found)} different ones found among {looked_at} tasks"
+        ) from last_error
+    return list(found.values())
 
 
 def candidates(source: SourceInfo, n: int, seed: int) -> Iterator[TaskRef]:
@@ -161,28 +157,3 @@ def candidates(source: SourceInfo, n: int, seed: int) -> Iterator[TaskRef]:
         places = ((0, index) for index in random.Random(seed).sample(range(source.size), min(looks, source.size)))
     for task_seed, index in places:
         yield TaskRef(source=source.name, version=source.version, config=source.config, seed=task_seed, index=index)
-
-
-class _Search:
-    def __init__(self, source: str, wanted: int) -> None:
-        self._source, self._wanted = source, wanted
-        self._found: dict[str, Task] = {}
-        self._looked_at = 0
-        self.last_error: TaskError | None = None
-
-    @property
-    def complete(self) -> bool:
-        return len(self._found) >= self._wanted
-
-    def offer(self, task: Task) -> None:
-        self._looked_at += 1
-        if held_out(task.prompt):
-            self._found.setdefault(task.prompt, task)
-
-    def result(self) -> list[Task]:
-        if not self.complete:
-            raise TaskError(
-                f"{self._source}: {self._wanted} held-out questions wanted, {len(self._found)} different ones"
-                f" found among {self._looked_at} tasks"
-            ) from self.last_error
-        return list(self._found.values())

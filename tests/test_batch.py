@@ -38,7 +38,6 @@ def test_tensors_of_two_rows():
     assert micro.targets.tolist() == [4, 5, 6, 7, 5, 6, 9]
     assert micro.sample.tolist() == [0] * 4 + [1] * 3
     assert micro.behaviour.tolist() == [0] * 4 + [-1, -2, -3]
-    assert micro.has_behaviour.tolist() == [False, True]
     assert micro.own.tolist() == [False, True]
     assert micro.advantage.tolist() == [-0.5, 1.0]
     assert micro.lengths.tolist() == [4, 3]

@@ -1,19 +1,18 @@
-"""The accelerator's edge, as the loops see it: something that samples, something that learns, and the weights between.
+"""The accelerator's edge, as the loops see it: something that samples, what a learner reports, and the weights between.
 
-The protocols fit an engine that finishes requests out of order and swaps weights in the middle of one (vLLM), and one
+The protocol fits an engine that finishes requests out of order and swaps weights in the middle of one (vLLM), and one
 that works in batches and swaps between them (transformers).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from node.experience import Experience
 from swarm.types import FinishReason, PolicyVersion, SamplingParams, Task, VersionSpan
 
 
@@ -86,16 +85,3 @@ class StepReport:
     version: PolicyVersion
     """After the step."""
     metrics: dict[str, float] = field(default_factory=dict)
-
-
-class Trainer(Protocol):
-    @property
-    def version(self) -> PolicyVersion: ...
-
-    async def step(self, batch: Sequence[Experience]) -> StepReport:
-        """One batch, one or more optimiser updates, one new policy version. Runs off the event loop."""
-        ...
-
-    async def weights(self) -> Weights:
-        """A copy of the newest version."""
-        ...

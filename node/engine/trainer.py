@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class PolicyTrainer:
-    """`Trainer` over `policy.model`, which belongs to it from now on. An asynchronous context manager."""
+    """Trains `policy.model`, which belongs to it from now on. An asynchronous context manager."""
 
     def __init__(
         self,

@@ -37,8 +37,6 @@ class MicroBatch:
     """int64 [N], the row of each; ascending."""
     behaviour: Tensor
     """float32 [N], log mu; 0 in rows without it."""
-    has_behaviour: Tensor
-    """bool [S]."""
     advantage: Tensor
     """float32 [S]."""
     own: Tensor
@@ -92,7 +90,6 @@ def _micro_batch(rows: tuple[TokenRow, ...]) -> MicroBatch:
         targets=torch.from_numpy(np.concatenate([row.response_ids for row in rows]).astype(np.int64)),
         sample=torch.from_numpy(np.repeat(np.arange(len(rows)), lengths)),
         behaviour=torch.from_numpy(np.concatenate(behaviour).astype(np.float32)),
-        has_behaviour=torch.tensor([row.behaviour is not None for row in rows]),
         advantage=torch.tensor([row.advantage for row in rows], dtype=torch.float32),
         own=torch.tensor([row.own for row in rows]),
         lengths=torch.from_numpy(lengths),
