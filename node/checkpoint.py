@@ -4,8 +4,8 @@
         step-00000100/
         step-00000150/
             model/                 as the policy's own library writes it (Hugging Face layout)
-            optimizer.safetensors  tensors: optimiser moments
-            state.json             the rest: tracker, sampler, counters
+            optimizer.safetensors  tensors: optimiser moments, the sampling generator's state
+            state.json             the rest: tracker, sampler, counters, the pool's chance
             manifest.json          size and SHA-256 of every other file; written last
 
 A checkpoint is there as a whole or not at all: every file is fsynced before the directory gets its name. History is

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegative
 
 from swarm.limits import Limits
 from swarm.net.settings import P2PSettings
+from swarm.types import SamplingParams
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -85,6 +86,10 @@ class SamplerConfig(Table):
     """Tasks drawn per pick, of which the most promising is likely taken; matters for finite sources only."""
     share_ids: bool = True
     """Send token ids along; a few bytes a token that save peers with the same tokenizer a guess."""
+
+    @property
+    def params(self) -> SamplingParams:
+        return SamplingParams(temperature=self.temperature, top_p=self.top_p, max_new_tokens=self.max_new_tokens)
 
 
 class TransformersEngine(Table):

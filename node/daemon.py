@@ -40,7 +40,7 @@ from swarm.net.exchange import P2PExchange
 from swarm.net.memory import Hub
 from swarm.tasks.base import Judge
 from swarm.tasks.judge import ProcessJudge
-from swarm.types import PolicyVersion, SamplingParams
+from swarm.types import PolicyVersion
 from swarm.wire.identity import Identity
 
 log = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ def _assemble(
     exchange: Exchange,
     stopping: asyncio.Event,
 ) -> RunningNode:
-    progress, trainer, sampling = mind.progress, mind.trainer, _sampling(config)
+    progress, trainer, sampling = mind.progress, mind.trainer, config.sampler.params
     judge, foreign_judge = judges
     author = Author(
         identity=identity,
@@ -205,11 +205,6 @@ def _assemble(
         running=mind.running,
         stopping=stopping,
     )
-
-
-def _sampling(config: NodeConfig) -> SamplingParams:
-    sampler = config.sampler
-    return SamplingParams(temperature=sampler.temperature, top_p=sampler.top_p, max_new_tokens=sampler.max_new_tokens)
 
 
 def _trainer(config: NodeConfig, policy: Policy, version: PolicyVersion) -> PolicyTrainer:

@@ -9,7 +9,7 @@ from node.learning import Learning
 from node.ledger import Ledger
 from swarm.errors import TaskError
 from swarm.tasks.base import Judge
-from swarm.types import SamplingParams, Task
+from swarm.types import SamplingParams, Task, family_of
 
 #: Everybody's periodic questions start here: the same ones every time, so that the curve is of the policy alone.
 SEED = 20_000_003
@@ -39,7 +39,7 @@ class Evaluation:
     async def prepare(self) -> None:
         """Picks the questions. A source with too few of them is left out, with a warning."""
         for source in self._judge.sources:
-            family = source.name.rpartition("/")[2]
+            family = family_of(source.name)
             try:
                 self._tasks[family] = await held_out_from(self._judge, source, self._config.tasks_per_family, SEED)
             except TaskError as error:

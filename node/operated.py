@@ -23,7 +23,7 @@ from node.producer import Author, Producer
 from node.rl.tracker import ValueTracker
 from swarm.errors import SwarmError
 from swarm.net.base import Exchange
-from swarm.types import Announcement
+from swarm.types import Announcement, family_of
 from swarm.wire.v1 import node_pb2
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class RunningNode:
         level = self.pool.level
         self.ledger.fill(status, {"pool_own": level.own, "pool_foreign": level.foreign} | self.delay.gauges())
         values = self.tracker.source_values(self.ledger.policy_version)
-        status.values.update({source.rpartition("/")[2]: value for source, value in values.items()})
+        status.values.update({family_of(source): value for source, value in values.items()})
         return status
 
     def peers(self) -> Sequence[node_pb2.Peer]:

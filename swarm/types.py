@@ -37,6 +37,11 @@ class FinishReason(StrEnum):
     ERROR = "error"
 
 
+def family_of(source: str) -> str:
+    """The last part of a source's name: what people call the task ("spell_backward")."""
+    return source.rpartition("/")[2]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRef:
     """Names one task so that any node regenerates it bit for bit."""
@@ -52,8 +57,7 @@ class TaskRef:
 
     @property
     def family(self) -> str:
-        """The last part of the source: what people call the task."""
-        return self.source.rpartition("/")[2]
+        return family_of(self.source)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

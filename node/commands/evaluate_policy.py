@@ -15,7 +15,7 @@ from node.evaluation import SEED
 from node.seed.demonstrations import DEMO_FAMILIES
 from node.settings import task_specs
 from swarm.tasks.judge import ProcessJudge
-from swarm.types import PolicyVersion, SamplingParams
+from swarm.types import PolicyVersion, family_of
 
 
 def seed_config() -> NodeConfig:
@@ -28,13 +28,11 @@ async def evaluate_policy(model: str, config: NodeConfig, tasks: int, samples: i
     """`model` on `tasks` held-out questions of each of the config's families, `samples` answers to each."""
     prepare_process(config.threads)
     policy = await asyncio.to_thread(load_policy, config.policy.model_copy(update={"model": model}))
-    sampler = config.sampler
-    params = SamplingParams(temperature=sampler.temperature, top_p=sampler.top_p, max_new_tokens=sampler.max_new_tokens)
     copy = policy.sampling_copy(config.policy.dtype)
     rng = torch.Generator(policy.model.device).manual_seed(config.seed)
     generator = TransformersGenerator(copy, policy.codec.eos_id, config.engine, PolicyVersion(0), rng)
     async with ProcessJudge(task_specs(config), timeout_s=config.score_timeout_s) as judge, generator:
         questions = {
-            source.name.rpartition("/")[2]: await held_out_from(judge, source, tasks, SEED) for source in judge.sources
+            family_of(source.name): await held_out_from(judge, source, tasks, SEED) for source in judge.sources
         }
-        return await evaluate(generator, policy.codec, judge, questions, samples, params)
+        return await evaluate(generator, policy.codec, judge, questions, samples, config.sampler.params)
