@@ -262,23 +262,27 @@ import torch
 from node.checkpoint import CheckpointStore
 from test_checkpoint import put
 
+def say(word, number):
+    # In one call: unbuffered, print makes several, and a kill in between would tear the line.
+    os.write(1, f"{word} {number}\\n".encode())
+
 class Telling(CheckpointStore):
     def save(self, step, write_model, tensors, state):
         def write(directory):
             write_model(directory)
-            print("writing", step, flush=True)
+            say("writing", step)
         return super().save(step, write, tensors, state)
 
 torch.set_num_threads(1)
 store = Telling(Path(sys.argv[1]), keep=2)
 while line := sys.stdin.readline():
     if (pid := os.fork()) == 0:
-        print("pid", os.getpid(), flush=True)
+        say("pid", os.getpid())
         for step in range(int(line), 10**8):
             put(store, step)
-            print("saved", step, flush=True)
+            say("saved", step)
     _, status = os.waitpid(pid, 0)
-    print("dead", os.waitstatus_to_exitcode(status), flush=True)
+    say("dead", os.waitstatus_to_exitcode(status))
 """
 
 
