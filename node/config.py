@@ -10,13 +10,33 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+from pydantic_core import PydanticCustomError
 
 from swarm.limits import Limits
 from swarm.net.settings import P2PSettings
 from swarm.types import SamplingParams
+from swarm.wire.bounds import MAX_STOP_BYTES, MAX_STOP_STRINGS
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _stop_string(value: str) -> str:
+    if not 1 <= len(value.encode()) <= MAX_STOP_BYTES:
+        raise PydanticCustomError("utf8_length", "{least} to {most} bytes", {"least": 1, "most": MAX_STOP_BYTES})
+    return value
+
+
+StopString = Annotated[str, AfterValidator(_stop_string)]
 
 
 class Table(BaseModel):
@@ -26,9 +46,28 @@ class Table(BaseModel):
 # What is trained, and on what -----------------------------------------------------------------------------------------
 
 
+class NoAdapter(Table):
+    type: Literal["none"] = "none"
+    """All weights are trained."""
+
+
+class Lora(Table):
+    type: Literal["lora"] = "lora"
+    """Low-rank adapters are trained beside frozen weights (LoRA, arXiv 2106.09685)."""
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    """An adapter's product is scaled by alpha / rank."""
+    targets: tuple[str, ...] = ()
+    """Names of the linear layers that get one ("q_proj"); empty for all of them but the output head."""
+
+
+AdapterConfig = Annotated[NoAdapter | Lora, Field(discriminator="type")]
+
+
 class PolicyConfig(Table):
     model: str = "seed"
     """A local directory, a hub id, or "seed": the built-in model, made here in seconds."""
+    adapter: AdapterConfig = NoAdapter()
     system_prompt: str = ""
     """Put before every task, in the policy's own chat template."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -73,13 +112,15 @@ TaskConfig = Annotated[ReasoningGymTasks | JsonlTasks | PluginTasks, Field(discr
 class SamplerConfig(Table):
     group_size: PositiveInt = 8
     """Rollouts per task."""
-    concurrency: PositiveInt = 16
-    """Groups in flight."""
+    concurrency: NonNegativeInt = 0
+    """Groups in flight; 0 for as many as keep the engine full."""
     temperature: PositiveFloat = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_new_tokens: PositiveInt = 64
     max_prompt_tokens: PositiveInt = 1024
-    """Longer prompts are skipped and counted."""
+    """Longer prompts are skipped and counted, and so are those that leave the engine no room for max_new_tokens."""
+    stop: Annotated[tuple[StopString, ...], Field(max_length=MAX_STOP_STRINGS)] = ()
+    """A response ends with the token that completes one of these, as if the policy had ended it."""
     exploration: PositiveFloat = 0.05
     """Added to sqrt(v(1-v)), so that nothing is ever given up (SPO eq. 8)."""
     candidates: PositiveInt = 4
@@ -89,15 +130,59 @@ class SamplerConfig(Table):
 
     @property
     def params(self) -> SamplingParams:
-        return SamplingParams(temperature=self.temperature, top_p=self.top_p, max_new_tokens=self.max_new_tokens)
+        return SamplingParams(
+            temperature=self.temperature, top_p=self.top_p, max_new_tokens=self.max_new_tokens, stop=self.stop
+        )
 
 
 class TransformersEngine(Table):
     type: Literal["transformers"] = "transformers"
+    """Batches in this process, for tiny models."""
     batch_size: PositiveInt = 128
     """Sequences sampled together."""
     linger_ms: NonNegativeFloat = 5.0
     """How long a batch that is not full waits for more requests."""
+
+
+class VllmEngine(Table):
+    type: Literal["vllm"] = "vllm"
+    """Continuous batching in processes of its own; weights change under requests that go on."""
+    max_in_flight: NonNegativeInt = 0
+    """Sequences sampled at the same time; 0 for what the KV cache has room for, at most 256."""
+    max_length: NonNegativeInt = 0
+    """Prompt and response together, in tokens; 0 for what the sampler can ask for."""
+    kv_cache_gib: NonNegativeFloat = 0.0
+    """0 for what is left beside the learner (GPU), or for what max_in_flight needs, at most a quarter of RAM (CPU)."""
+    learner_gib: NonNegativeFloat = 0.0
+    """Kept free for the learner on a GPU that both use; 0 for an estimate (node/engine/room.py)."""
+    sleep: bool = False
+    """The engine gives its GPU memory back while the learner makes a step; costs tokens per second."""
+    recompute_kv: bool = False
+    """Requests that go on under new weights have their KV cache computed anew; costs a prefill each per update."""
+    tensor_parallel_size: PositiveInt = 1
+    devices: tuple[NonNegativeInt, ...] = ()
+    """CUDA devices of the engine; empty for the policy's own and those after it."""
+    transfer: Literal["auto", "cuda_ipc", "memory"] = "auto"
+    """How weights get there: by CUDA IPC on the same GPU, or through shared memory."""
+    parity_tolerance: NonNegativeFloat = 0.0
+    """Largest difference to the learner's log-probabilities of a fixed text; 0 for 1e-4 (float32), 0.25 (bfloat16)."""
+    start_timeout_s: PositiveFloat = 600.0
+    update_timeout_s: PositiveFloat = 60.0
+    """For one weight update, after which the engine is started anew."""
+    stall_timeout_s: PositiveFloat = 60.0
+    """Without a token while requests are waiting, after which the engine is started anew."""
+    request_timeout_s: PositiveFloat = 600.0
+    """For one rollout, which then counts as failed."""
+    restarts: NonNegativeInt = 5
+    """In a row, without a rollout finished in between, before the node gives up."""
+
+
+class AutoEngine(Table):
+    type: Literal["auto"] = "auto"
+    """vLLM where it is usable and the policy is not tiny or on a GPU, else transformers (`swarm-node version` says)."""
+
+
+EngineConfig = Annotated[TransformersEngine | VllmEngine | AutoEngine, Field(discriminator="type")]
 
 
 # What is learned, and how ---------------------------------------------------------------------------------------------
@@ -309,7 +394,7 @@ class NodeConfig(Table):
     policy: PolicyConfig = PolicyConfig()
     tasks: tuple[TaskConfig, ...] = Field(min_length=1)
     sampler: SamplerConfig = SamplerConfig()
-    engine: TransformersEngine = TransformersEngine()
+    engine: EngineConfig = AutoEngine()
     tracker: TrackerConfig = TrackerConfig()
     advantage: AdvantageConfig = SpoAdvantage()
     objective: ObjectiveConfig = DppoTv()

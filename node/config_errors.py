@@ -32,6 +32,7 @@ BOUNDS: Mapping[str, str] = {
     "less_than_equal": "at most {le:g}",
     "too_short": "a list of {min_length} or more",
     "too_long": "a list of {max_length} or fewer",
+    "utf8_length": "a string of {least} to {most} bytes",
 }
 
 
@@ -62,11 +63,10 @@ def _complaint(details: ErrorDetails, root: type[BaseModel]) -> Complaint:
     if kind == "extra_forbidden":
         return Complaint(key, f"{key} is not a key; {_neighbour(keys, table, root)}")
     if kind.startswith("union_tag"):
-        key += ".type"
         tags = " or ".join(shown(tag) for tag in _variants(_annotation(root, keys)))
-        if kind == "union_tag_not_found":
-            return Complaint(key, f"{key} is missing; it must be {tags}")
-        return Complaint(key, f"{key} = {shown(ctx['tag'])} is not allowed; it must be {tags}")
+        if kind == "union_tag_not_found":  # the fault of whoever made the table, by whichever of its keys
+            return Complaint(key, f"{key}.type is missing; it must be {tags}")
+        return Complaint(f"{key}.type", f"{key}.type = {shown(ctx['tag'])} is not allowed; it must be {tags}")
     if kind == "missing":
         return Complaint(key, f"{key} is missing")
     return Complaint(key, f"{key} = {shown(details['input'])} is not allowed; it must be {_allowed(details)}")

@@ -1,8 +1,8 @@
 """One node, start to finish: everything is opened in order, the loops run in one task group, everything is closed in
 reverse. Assembly only: what happens is in `node/loops.py`.
 
-Order of opening: data directory (lock), identity, journal, judge (child process), policy, trainer and generator
-(threads), exchange (libp2p), operator's RPC; then the loops.
+Order of opening: data directory (lock), identity, journal, judge (child process), policy, trainer (thread), generator
+(thread, or vLLM's processes), exchange (libp2p), operator's RPC; then the loops.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 
+import numpy as np
 import uvloop
 
 from node.checkpoint import CheckpointStore, restore_optimizer
 from node.config import NodeConfig, NoExchange
 from node.datadir import DataDirectory
-from node.engine.policy import Policy, load_policy, prepare_process
+from node.engine.base import Generator
+from node.engine.opening import choose, open_generator
+from node.engine.policy import Policy, load_policy, prepare_process, torch_dtype
 from node.engine.trainer import PolicyTrainer
-from node.engine.transformers import TransformersGenerator
 from node.evaluation import Evaluation
 from node.intake import Intake
 from node.journal import Journal
@@ -63,7 +65,10 @@ async def serve(config: NodeConfig) -> None:
     async with AsyncExitStack() as stack:
         node = await open_node(config, stack, stopping)
         gc.freeze()  # none of this becomes garbage, and a full collection of it holds the loop up for 0.1 s
-        await node.run()
+        try:
+            await node.run()
+        finally:
+            gc.unfreeze()  # or it is still there at the interpreter's end, where libraries complain of it
     log.info("%s has stopped", config.name)
 
 
@@ -96,7 +101,7 @@ class _Mind:
     policy: Policy
     progress: Progress
     trainer: PolicyTrainer
-    generator: TransformersGenerator
+    generator: Generator
     learning: Learning
     metrics_log: MetricsLog
     running: asyncio.Event
@@ -108,18 +113,20 @@ async def _open_mind(config: NodeConfig, stack: AsyncExitStack, data: DataDirect
     checkpoint = await asyncio.to_thread(store.latest)
     policy = await asyncio.to_thread(load_policy, config.policy, checkpoint.model_dir if checkpoint else None)
     progress = Progress(config, policy, judge.sources, checkpoint)
-    trainer = await stack.enter_async_context(_trainer(config, policy, progress.version))
+    chosen = choose(config, policy)
+    trainer = await stack.enter_async_context(_trainer(config, policy, chosen.probe, progress.version))
     if checkpoint:
         tensors = checkpoint.tensors()
         del tensors[SAMPLING_RNG]
         restore_optimizer(trainer.optimizer, trainer.parameter_names, tensors)
-    model = policy.sampling_copy(config.policy.dtype)
+    weights = await trainer.weights()
+    ledger = progress.ledger
     generator = await stack.enter_async_context(
-        TransformersGenerator(model, policy.codec.eos_id, config.engine, progress.version, progress.sampling_rng)
+        open_generator(config, chosen, policy, weights, progress.sampling_rng, ledger.counters, ledger.warn)
     )
     running = asyncio.Event()
     running.set()
-    metrics_log = MetricsLog(data.metrics, warn=progress.ledger.warn)
+    metrics_log = MetricsLog(data.metrics, warn=ledger.warn)
     learning = Learning(
         policy=policy,
         trainer=trainer,
@@ -207,7 +214,7 @@ def _assemble(
     )
 
 
-def _trainer(config: NodeConfig, policy: Policy, version: PolicyVersion) -> PolicyTrainer:
+def _trainer(config: NodeConfig, policy: Policy, probe: np.ndarray | None, version: PolicyVersion) -> PolicyTrainer:
     return PolicyTrainer(
         policy,
         advantage=config.advantage,
@@ -216,6 +223,8 @@ def _trainer(config: NodeConfig, policy: Policy, version: PolicyVersion) -> Poli
         learner=config.learner,
         temperature=config.sampler.temperature,
         autocast=config.policy.dtype == "bfloat16",
+        sampling_dtype=torch_dtype(config.policy.dtype),
+        probe=probe,
         version=version,
     )
 

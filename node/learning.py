@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -131,20 +131,17 @@ class Learning:
             step, state = self.steps, self._progress.freeze()
             tensors |= self._progress.tensors()
             self._saved_at = step
-        path = await asyncio.to_thread(lambda: self._store.save(step, self._saver(weights), tensors, state()))
+
+        def write(directory: Path) -> None:
+            self._policy.save(directory, weights)
+
+        path = await asyncio.to_thread(lambda: self._store.save(step, write, tensors, state()))
         self._progress.ledger.counters["checkpoints"] += 1
         return path
 
     def _copy(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         optimizer = optimizer_tensors(self._trainer.optimizer, self._trainer.parameter_names)
         return self._trainer.tensors(), {name: tensor.clone() for name, tensor in optimizer.items()}
-
-    def _saver(self, weights: dict[str, torch.Tensor]) -> Callable[[Path], None]:
-        def save(directory: Path) -> None:
-            self._policy.model.save_pretrained(directory, state_dict=weights)
-            self._policy.codec.save(directory)
-
-        return save
 
 
 async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:

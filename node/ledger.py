@@ -32,6 +32,11 @@ COUNTERS: Mapping[str, str] = {
     "stale_groups": "groups dropped at the draw because they were too old",
     "dropped_groups": "peers' groups pushed out of a full pool",
     "checkpoints": "checkpoints written",
+    "weight_updates": "policy versions that the engine took over",
+    "engine_restarts": "times that the engine was started again",
+    "parity_failures": "updates after which engine and learner differed",
+    "resampled": "rollouts begun again, because the engine was lost or had wrong weights",
+    "refused_prompts": "prompts that the engine had no room for",
     "network_restarts": "times that the network stack was started again",
 }
 

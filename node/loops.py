@@ -58,7 +58,8 @@ async def train(pool: RolloutPool, learning: Learning, generator: Generator, max
     """Pool -> optimiser step -> new policy version -> generator. Waits for own groups only. The node's clock."""
     for _ in range(learning.steps, max_steps) if max_steps else itertools.count():
         batch = await learning.draw(pool)
-        await learning.step(batch)
+        async with generator.make_room():
+            await learning.step(batch)
         await generator.load(await learning.weights())
         await learning.checkpoint_if_due()
     await learning.checkpoint()

@@ -64,7 +64,7 @@ class RunningNode:
     async def _loop(self) -> None:
         async with asyncio.TaskGroup() as group:
             loops = [
-                *(produce(self.producer, self.journal, self.pool) for _ in range(self.config.sampler.concurrency)),
+                *(produce(self.producer, self.journal, self.pool) for _ in range(self._groups_in_flight)),
                 share(self.journal, self.exchange, self._announcement, self._heartbeat_s),
                 gather(self.exchange, self.intake, self.journal, self.pool),
                 train(self.pool, self.learning, self.generator, self.config.max_steps),
@@ -77,6 +77,11 @@ class RunningNode:
             await self.stopping.wait()
             for task in tasks:
                 task.cancel()
+
+    @property
+    def _groups_in_flight(self) -> int:
+        sampler = self.config.sampler
+        return sampler.concurrency or -(-self.generator.in_flight // sampler.group_size)
 
     @property
     def _heartbeat_s(self) -> float:
@@ -117,7 +122,8 @@ class RunningNode:
             network=self.exchange.state,
         )
         level = self.pool.level
-        self.ledger.fill(status, {"pool_own": level.own, "pool_foreign": level.foreign} | self.delay.gauges())
+        pool = {"pool_own": level.own, "pool_foreign": level.foreign}
+        self.ledger.fill(status, pool | self.delay.gauges() | dict(self.generator.gauges()))
         values = self.tracker.source_values(self.ledger.policy_version)
         status.values.update({family_of(source): value for source, value in values.items()})
         return status

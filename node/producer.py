@@ -160,17 +160,24 @@ class Producer:
             if tasks:
                 task = self._sampler.choose(tasks, self._version())
                 prompt = self._author.codec.prompt(task)
-                if len(prompt) <= self._config.max_prompt_tokens:
+                if self._fits(prompt):
                     return task, prompt
                 self._ledger.counters["skipped_prompts"] += 1
             looks += 1
             if looks == FUTILE_LOOKS:
                 self._ledger.warn(
-                    "no task to train on is found: all are held out, cannot be made (counted as failed_tasks) or have"
-                    " a prompt above sampler.max_prompt_tokens (counted as skipped_prompts)"
+                    "no task to train on: all are held out, cannot be made (failed_tasks) or are too long"
+                    f" (skipped_prompts) for sampler.max_prompt_tokens = {self._config.max_prompt_tokens} or, with"
+                    f" max_new_tokens = {self._author.sampling.max_new_tokens}, for"
+                    f" the engine's {self._generator.max_length}"
                 )
             # The judge answers at once for a task that it knows: without this, nobody else would ever run again.
             await asyncio.sleep(0 if looks < FUTILE_LOOKS else FUTILE_DELAY_S)
+
+    def _fits(self, prompt: np.ndarray) -> bool:
+        """Whether it is wanted, and leaves the engine room for the longest response."""
+        whole = len(prompt) + self._author.sampling.max_new_tokens
+        return len(prompt) <= self._config.max_prompt_tokens and whole <= self._generator.max_length
 
     async def _make(self, ref: TaskRef) -> Task | None:
         """None for a task of everybody's held-out set, and for one that its source cannot make."""

@@ -36,8 +36,8 @@ class Progress:
         state = checkpoint.state if checkpoint else {}
         self.steps: int = state.get("steps", 0)
         self.version = PolicyVersion(state.get("policy_version", 0))
-        self.base: str = state.get("model", config.policy.model)
-        """The model that training started from."""
+        self.base: str = config.policy.model if policy.adapter else state.get("model", config.policy.model)
+        """The model that training started from; an adapter's is the configured one, or else it was not loaded."""
         self.fingerprint: str = state.get("fingerprint", policy.fingerprint)
         """Of `base`: what peers know us by."""
         self.tracker = ValueTracker.restore(config.tracker, state.get("tracker", NOTHING_TRACKED))

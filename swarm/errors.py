@@ -10,6 +10,7 @@
     ├── SignatureMismatch      bytes that their claimed author did not sign
     ├── NetworkError           a peer, a stream or the network stack failed; never fatal to the node
     ├── PolicyError            a model or tokenizer cannot be loaded or used
+    ├── EngineError            the sampling engine cannot be started, or is lost for good
     ├── JournalError           the journal cannot be opened or written
     └── CheckpointError        a checkpoint is missing, torn or of another policy
 
@@ -46,6 +47,9 @@ class NetworkError(SwarmError, ConnectionError): ...
 
 
 class PolicyError(SwarmError): ...
+
+
+class EngineError(SwarmError): ...
 
 
 class JournalError(SwarmError, OSError): ...

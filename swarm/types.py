@@ -9,7 +9,7 @@ Shapes: T = sampled tokens of one turn, G = rollouts of one group.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NewType
@@ -33,8 +33,16 @@ class Role(StrEnum):
 class FinishReason(StrEnum):
     STOP = "stop"
     """The policy ended its turn; its last sampled token is the end-of-sequence token, of byte length 0."""
+    STOP_STRING = "stop_string"
+    """The turn was cut after the token that completed one of the sampling parameters' stop strings; it has no
+    end-of-sequence token."""
     LENGTH = "length"
     ERROR = "error"
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the turn might have gone on."""
+        return self in (FinishReason.LENGTH, FinishReason.ERROR)
 
 
 def family_of(source: str) -> str:
@@ -135,7 +143,7 @@ class Rollout:
 
     @property
     def truncated(self) -> bool:
-        return any(turn.sampled is not None and turn.finish is not FinishReason.STOP for turn in self.turns)
+        return any(turn.finish is not None and turn.finish.truncated for turn in self.turns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +151,15 @@ class SamplingParams:
     temperature: float = 1.0
     top_p: float = 1.0
     max_new_tokens: int = 64
+    stop: tuple[str, ...] = ()
+    """A turn ends with the token that completes one of these; the string stays in the text."""
+
+
+def end_of_stop(text: str, stop: Sequence[str]) -> int | None:
+    """UTF-8 bytes of `text` up to the end of the stop string that ends first; None where it has none."""
+    encoded = text.encode()
+    pieces = [piece.encode() for piece in stop]
+    return min((encoded.index(piece) + len(piece) for piece in pieces if piece in encoded), default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

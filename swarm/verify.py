@@ -29,12 +29,14 @@ from swarm.types import (
     Reason,
     Role,
     Rollout,
+    SamplingParams,
     Score,
     ScoreStatus,
     SignedGroup,
     Task,
     Turn,
     Verdict,
+    end_of_stop,
 )
 from swarm.wire.codec import decode_group
 from swarm.wire.identity import GROUP_DOMAIN, check_signature, public_key
@@ -121,6 +123,8 @@ def _sampling(signed: SignedGroup, context: Context) -> Complaint:
         return f"top_p {sampling.top_p}: above 0, at most 1"
     if not 1 <= sampling.max_new_tokens <= context.limits.max_tokens:
         return f"max_new_tokens {sampling.max_new_tokens}: from 1 to {context.limits.max_tokens}"
+    if "" in sampling.stop:
+        return "an empty stop string: it would end every turn at once"
     return None
 
 
@@ -128,30 +132,30 @@ def _tokens(signed: SignedGroup, context: Context) -> Complaint:
     if not signed.group.rollouts:
         return "no rollouts"
     for i, rollout in enumerate(signed.group.rollouts):
-        complaint = _rollout(rollout, signed.group.sampling.max_new_tokens)
+        complaint = _rollout(rollout, signed.group.sampling)
         if complaint is not None:
             return f"rollout {i}: {complaint}"
     return None
 
 
-def _rollout(rollout: Rollout, max_new_tokens: int) -> Complaint:
+def _rollout(rollout: Rollout, sampling: SamplingParams) -> Complaint:
     if not rollout.turns or rollout.turns[0].role is not Role.ASSISTANT:
         return "must start with the assistant's turn"
     for turn in rollout.turns:
         if (turn.role is Role.ASSISTANT) != (turn.sampled is not None):
             return "the assistant's turns are sampled, and no others"
-        complaint = _turn(turn, max_new_tokens)
+        complaint = _turn(turn, sampling)
         if complaint is not None:
             return complaint
     return None
 
 
-def _turn(turn: Turn, max_new_tokens: int) -> Complaint:
+def _turn(turn: Turn, sampling: SamplingParams) -> Complaint:
     tokens = turn.sampled
     if tokens is None:
         return None
-    if not 1 <= len(tokens) <= max_new_tokens:
-        return f"{len(tokens)} tokens: from 1 to max_new_tokens {max_new_tokens}"
+    if not 1 <= len(tokens) <= sampling.max_new_tokens:
+        return f"{len(tokens)} tokens: from 1 to max_new_tokens {sampling.max_new_tokens}"
     if not (np.isfinite(tokens.logprobs).all() and (tokens.logprobs <= 0).all()):
         return "log-probabilities must be finite and at most 0"
     if (tokens.byte_lengths < 0).any():
@@ -161,6 +165,18 @@ def _turn(turn: Turn, max_new_tokens: int) -> Complaint:
         return f"tokens of {covered} bytes for a text of {text_bytes}"
     if turn.finish is FinishReason.STOP and tokens.byte_lengths[-1] != 0:
         return "finish stop, but the last token has bytes: end-of-sequence has none"
+    if turn.finish is FinishReason.STOP_STRING:
+        return _stop_string(turn.text, covered - int(tokens.byte_lengths[-1]), sampling.stop)
+    return None
+
+
+def _stop_string(text: str, before_last: int, stop: tuple[str, ...]) -> Complaint:
+    """`before_last`: bytes of the text that all tokens but the last one cover."""
+    end = end_of_stop(text, stop)
+    if end is None:
+        return f"finish stop_string, but the text has none of the group's {len(stop)} stop strings"
+    if end <= before_last:
+        return "finish stop_string, but a token before the last one completed a stop string"
     return None
 
 

@@ -10,8 +10,10 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from node.seed.tokenizer import make_tokenizer
 
 
-def save_tiny_policy(directory: Path, seed: int = 0, phrases: tuple[str, ...] = ()) -> Path:
-    """Byte-level; other `phrases` make another tokenizer."""
+def save_tiny_policy(
+    directory: Path, seed: int = 0, phrases: tuple[str, ...] = (), *, head_dim: int = 16, tied: bool = True
+) -> Path:
+    """Byte-level; other `phrases` make another tokenizer. vLLM's kernels for CPUs want a `head_dim` of 32."""
     tokenizer = make_tokenizer(phrases, 256)
     torch.manual_seed(seed)
     config = Qwen3Config(
@@ -20,10 +22,10 @@ def save_tiny_policy(directory: Path, seed: int = 0, phrases: tuple[str, ...] = 
         num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=2,
-        head_dim=16,
+        head_dim=head_dim,
         intermediate_size=64,
         max_position_embeddings=256,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         eos_token_id=tokenizer.get_vocab()["<eos>"],
         pad_token_id=tokenizer.get_vocab()["<pad>"],
     )

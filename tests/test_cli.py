@@ -14,6 +14,7 @@ from node import cli
 from node.commands import evaluate, status, version
 from node.commands.config import toml_lines
 from node.config import RpcConfig
+from node.engine.available import EngineStatus
 from node.evaluate import FamilyResult
 from node.rpc import RpcServer
 from node.settings import load_config
@@ -53,7 +54,7 @@ def test_a_wrong_config_is_one_line_and_no_traceback(tmp_path: Path) -> None:
 def test_what_answers_at_once_imports_nothing_heavy() -> None:
     program = (
         "import sys; from node import cli\n"
-        "for words in (['version'], ['status', 'nowhere'], ['config', 'nowhere']): cli.main(words)\n"
+        "for words in ('version', 'status nowhere', 'config nowhere', 'export nowhere out'): cli.main(words.split())\n"
         "heavy = {'torch', 'transformers', 'hivemind', 'reasoning_gym', 'matplotlib'} & sys.modules.keys()\n"
         "sys.exit(' '.join(heavy) or 0)"
     )
@@ -70,7 +71,9 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
 # In this one ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [[], ["bogus"], ["run"], ["status", "--watch", "0"], ["eval", "d", "--tasks", "0"]])
+@pytest.mark.parametrize(
+    "words", [[], ["bogus"], ["run"], ["status", "--watch", "0"], ["eval", "d", "--tasks", "0"], ["export", "d"]]
+)
 def test_wrong_usage(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(words)
@@ -122,8 +125,27 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["version", "--json"]) == cli.OK
     versions = json.loads(capsys.readouterr().out)
     assert {"swarm-node", "python", "protocol", "torch", "hivemind"} <= versions.keys()
+    assert versions["engines"].keys() == {"transformers", "vllm"}
+    assert versions["engines"]["transformers"] == {
+        "usable": True,
+        "version": versions["transformers"],
+        "build": "",
+        "reason": "",
+    }
     assert cli.main(["version"]) == cli.OK
-    assert capsys.readouterr().out.splitlines()[0].split() == ["swarm-node", versions["swarm-node"]]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["swarm-node", versions["swarm-node"]]
+    assert lines[-3:-1] == ["", "engine transformers  usable"]
+    assert lines[-1].startswith("engine vllm          ")
+
+
+def test_version_says_why_an_engine_is_not_usable() -> None:
+    missing = EngineStatus(name="vllm", version="", build="", usable=False, reason="it is not installed; install it")
+    broken = EngineStatus(name="vllm", version="0.32.0", build="CPU", usable=False, reason="it is broken")
+    good = EngineStatus(name="vllm", version="0.32.0", build="CPU", usable=True, reason="")
+    assert list(version.engine_lines({"vllm": missing})) == ["engine vllm  not usable: it is not installed; install it"]
+    assert list(version.engine_lines({"vllm": broken})) == ["engine vllm  0.32.0 (CPU)  not usable: it is broken"]
+    assert list(version.engine_lines({"vllm": good})) == ["engine vllm  0.32.0 (CPU)  usable"]
 
 
 def test_the_printed_config_loads_to_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,7 +87,13 @@ FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False).map(lambda 
 GROUP: SearchStrategy[RolloutGroup] = st.builds(
     group,
     ref=st.builds(task_ref, index=st.integers(0, 2**63 - 1), seed=st.integers(0, 2**63 - 1)),
-    sampling=st.builds(SamplingParams, temperature=FLOAT32, top_p=FLOAT32, max_new_tokens=st.integers(0, 2**32 - 1)),
+    sampling=st.builds(
+        SamplingParams,
+        temperature=FLOAT32,
+        top_p=FLOAT32,
+        max_new_tokens=st.integers(0, 2**32 - 1),
+        stop=st.lists(TEXT.filter(lambda text: len(text.encode()) <= 64), max_size=8).map(tuple),
+    ),
     created_at=st.floats(min_value=0, allow_infinity=False, allow_nan=False),
 ).flatmap(lambda g: st.lists(ROLLOUT, max_size=3).map(lambda rollouts: replace(g, rollouts=tuple(rollouts))))
 
@@ -106,6 +112,14 @@ def test_the_bytes_are_pinned() -> None:
         hashlib.sha256(example.signature).hexdigest()
         == "076de6d990b5f370b512d9da9a2e4043929540618a5700666085111b31787ae7"
     )
+
+
+def test_stop_strings_add_to_the_bytes_and_change_none_of_the_others() -> None:
+    without, stopping = encode_group(group()), encode_group(group(sampling=SamplingParams(stop=("é", "\n"))))
+    message = pb.RolloutGroup.FromString(stopping)
+    assert list(message.sampling.stop) == ["é", "\n"]
+    del message.sampling.stop[:]
+    assert message.SerializeToString(deterministic=True) == without
 
 
 def test_a_sealed_group_is_signed_by_its_origin() -> None:
@@ -159,6 +173,9 @@ def only_turn(original: Turn) -> RolloutGroup:
         (group(ref=task_ref(seed=-1)), "task.seed -1"),
         (group(ref=task_ref(index=2**63)), "task.index"),
         (group(created_at=float("nan")), "created_at nan"),
+        (group(sampling=SamplingParams(stop=("x",) * 9)), "stop strings 9: must be at most 8"),
+        (group(sampling=SamplingParams(stop=("é" * 33,))), "stop string bytes 66: must be at most 64"),
+        (group(sampling=SamplingParams(stop=("\ud800",))), "cannot be written"),
         (group(swarm="\x1b[2J"), r"swarm '\\x1b"),
     ],
 )
@@ -183,6 +200,15 @@ def test_more_than_the_limits_is_a_limit_error(limits: dict[str, int]) -> None:
     assert decode_group(body, b"", LIMITS)
     with pytest.raises(LimitError, match="must be at most"):
         decode_group(body, b"", Limits.model_validate(limits))
+
+
+@pytest.mark.parametrize(
+    ("stop", "complaint"),
+    [(["x"] * 9, "stop strings 9: must be at most 8"), (["x" * 65], "stop string bytes 65: must be at most 64")],
+)
+def test_stop_strings_are_few_and_short(stop: list[str], complaint: str) -> None:
+    with pytest.raises(LimitError, match=complaint):
+        decode_group(altered(sampling__stop=stop), b"", LIMITS)
 
 
 def test_the_size_is_looked_at_before_anything_is_parsed() -> None:

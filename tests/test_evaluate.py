@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -172,6 +174,9 @@ class Characters:
     def prompt(self, task: Task) -> np.ndarray:
         return self.encode(task.prompt, FinishReason.LENGTH)
 
+    def next_turn(self, message: str) -> np.ndarray:
+        return self.encode(message, FinishReason.LENGTH)
+
     def encode(self, text: str, finish: FinishReason) -> np.ndarray:
         return np.array([ord(character) for character in text] + [0] * (finish is FinishReason.STOP), np.int32)
 
@@ -181,6 +186,8 @@ class Characters:
 
 class Echo:
     """Answers "Say N." with N in the first half of its samples, and with "?" in the others."""
+
+    max_length, in_flight = 1024, 64
 
     def __init__(self) -> None:
         self.running = self.most_running = 0
@@ -194,6 +201,12 @@ class Echo:
         return [self._completion(number if i < n // 2 else "?") for i in range(n)]
 
     async def load(self, weights: Weights) -> None: ...
+
+    def make_room(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
+
+    def gauges(self) -> Mapping[str, float]:
+        return {}
 
     def _completion(self, text: str) -> Completion:
         ids = Characters().encode(text, FinishReason.STOP)

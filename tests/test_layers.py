@@ -33,7 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("swarm/net/*",),
     ("node/__init__.py", "node/config.py", "node/config_errors.py", "node/settings.py", "node/experience.py"),
     ("node/rl/*",),
-    ("node/engine/*", "node/seed/*"),
+    ("node/engine/*", "node/engine/vllm/*", "node/seed/*"),
     ("node/*.py",),  # the loops and what they work with
     ("node/daemon.py", "node/operated.py", "node/rpc.py", "node/operator_client.py"),
     ("node/cli.py", "node/commands/*", "node/demo/*"),
@@ -46,14 +46,16 @@ HOMES: dict[str, tuple[str, ...]] = {
     "torch": (
         "node/rl/*",
         "node/engine/*",
+        "node/engine/vllm/*",
         "node/seed/*",
         "node/checkpoint.py",
         "node/learning.py",
         "node/progress.py",
         "node/commands/evaluate_policy.py",
     ),
-    "transformers": ("node/engine/*", "node/seed/*"),
-    "vllm": ("node/engine/vllm.py",),
+    "transformers": ("node/engine/*", "node/engine/vllm/*", "node/seed/*"),
+    "vllm": ("node/engine/vllm/*",),
+    "peft": ("node/engine/lora.py",),
     "safetensors": ("node/engine/*", "node/seed/*", "node/checkpoint.py"),
     "hivemind": ("swarm/net/directory.py", "swarm/net/p2pd.py", "swarm/net/stack.py", "swarm/net/records.py"),
     "grpc": ("node/rpc.py", "node/operator_client.py"),
@@ -95,6 +97,7 @@ HIDDEN: dict[str, tuple[str, ...]] = {
     "swarm/tasks/gym.py": ("reasoning_gym",),  # seconds, and only the judge's process needs it
     "swarm/tasks/jsonl.py": ("math_verify",),
     "node/demo/run.py": ("node.demo.plot",),
+    "node/engine/opening.py": ("node.engine.vllm.opening",),  # where vLLM is wanted, it is installed
 }
 #: Command lines: they answer before anything heavy is loaded, so all their imports may wait.
 COMMANDS = ("node/cli.py", "node/commands/*", "node/demo/command.py")

@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from node.checkpoint import CheckpointStore
-from node.config import NodeConfig
+from node.checkpoint import CheckpointStore, optimizer_tensors
+from node.config import NodeConfig, PolicyConfig
 from node.daemon import open_node
+from node.engine.policy import load_policy
 from node.journal import Journal
 from node.operated import RunningNode
-from swarm.errors import ConfigError, JournalError, SwarmError
+from swarm.errors import ConfigError, JournalError, PolicyError, SwarmError
 from swarm.net.base import LogEntry
 from swarm.net.memory import Hub, MemoryLog
 from swarm.types import Reason
@@ -35,7 +37,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_policy(tmp_path_factory.mktemp("policy"))
 
 
-def config_of(policy: Path, data_dir: Path, **settings: object) -> NodeConfig:
+def config_of(policy: Path, data_dir: Path, /, **settings: object) -> NodeConfig:
     plain = {"type": "plugin", "factory": "tests.plain_tasks:Plain", "name": "plain"}
     defaults: dict[str, object] = {
         "name": data_dir.name,
@@ -147,6 +149,88 @@ async def test_stopped_and_started_again_it_goes_on_where_it_was(policy: Path, t
         assert again.status().values["plain"] == pytest.approx(values)
         assert again.ledger.counters["own_groups"] == groups
         assert again.status().policy_version == node.status().policy_version
+
+
+@pytest.fixture(scope="session")
+def decided(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy whose frozen head can say something: with an untrained one, any hidden state means nearly the uniform
+    distribution."""
+    directory = save_tiny_policy(tmp_path_factory.mktemp("decided"), tied=False)
+    tensors = load_file(directory / "model.safetensors")
+    save_file(
+        tensors | {"lm_head.weight": tensors["lm_head.weight"] * 20}, directory / "model.safetensors", {"format": "pt"}
+    )
+    return directory
+
+
+def config_with_adapter(policy: Path, data_dir: Path, **settings: object) -> NodeConfig:
+    adapter = {"type": "lora", "rank": 8} | settings
+    return config_of(policy, data_dir, policy={"model": str(policy), "adapter": adapter})
+
+
+def parameters(node: RunningNode) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in node.learning._policy.model.named_parameters()}
+
+
+def moments(node: RunningNode) -> dict[str, torch.Tensor]:
+    trainer = node.learning._trainer
+    tensors = optimizer_tensors(trainer.optimizer, trainer.parameter_names)
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.slow
+async def test_with_an_adapter_a_node_learns_and_its_base_stays_what_it_is(decided: Path, tmp_path: Path):
+    async with running(config_with_adapter(decided, tmp_path / "node")) as node:
+        await until(lambda: node.learning.steps >= 1, node)
+        before = node.status().values["plain"]
+        await until(lambda: node.status().values["plain"] > 0.95, node)
+    assert before < 0.8
+    base = load_file(decided / "model.safetensors")
+    beside = {name.replace(".base_layer.", "."): p for name, p in parameters(node).items() if ".lora_" not in name}
+    assert equal(beside, base)
+    assert node.author.model == load_policy(PolicyConfig(model=str(decided), device="cpu")).fingerprint
+
+
+async def test_with_an_adapter_it_goes_on_exactly_where_it_was(policy: Path, tmp_path: Path):
+    config = config_with_adapter(policy, tmp_path / "node")
+    async with running(config) as node:
+        await until(lambda: node.learning.steps >= 3, node)
+    checkpoint = CheckpointStore(tmp_path / "node" / "checkpoints").latest()
+    assert checkpoint is not None
+    assert {path.name for path in checkpoint.model_dir.glob("*.safetensors")} == {"adapter_model.safetensors"}
+    async with AsyncExitStack() as stack:
+        again = await open_node(config, stack, asyncio.Event())
+        assert again.learning.steps == node.learning.steps == checkpoint.step
+        assert equal(parameters(again), parameters(node))
+        assert equal(moments(again), moments(node))
+        assert any(name.endswith("lora_A.default.weight/exp_avg") for name in moments(again))
+        assert not again.ledger.warnings
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"rank": 4}, r"^policy\.adapter\.rank is 4: .* has 8$"),
+        ({"type": "none"}, r'^policy\.adapter\.type = "none": '),
+    ],
+    ids=["rank", "type"],
+)
+async def test_another_adapter_in_the_config_than_in_the_checkpoint_is_refused_and_nothing_is_lost(
+    policy: Path, tmp_path: Path, settings: dict[str, object], sentence: str
+):
+    config = config_with_adapter(policy, tmp_path / "node")
+    async with AsyncExitStack() as stack:
+        await (await open_node(config, stack, asyncio.Event())).learning.checkpoint()
+    files = {path: path.read_bytes() for path in (tmp_path / "node" / "checkpoints").rglob("*") if path.is_file()}
+    other = {"model": str(policy), "adapter": {"type": "lora"} | settings}
+    with pytest.raises(PolicyError, match=sentence):
+        async with AsyncExitStack() as stack:
+            await open_node(config_of(policy, tmp_path / "node", policy=other), stack, asyncio.Event())
+    assert files == {path: path.read_bytes() for path in files}
 
 
 async def test_a_checkpoint_that_is_cancelled_comes_to_its_end_before_another_begins(

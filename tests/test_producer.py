@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -17,16 +18,29 @@ from node.producer import Author, Producer
 from node.rl.sampler import TaskSampler
 from node.rl.tracker import ValueTracker
 from node.seed.tokenizer import make_tokenizer
-from swarm.tasks.base import SourceSpec
 from swarm.types import FinishReason, PolicyVersion, SamplingParams, VersionSpan
-from tests.builders import MANIFEST, EchoJudge, identity
-from tests.plain_tasks import Plain
+from tests.builders import MANIFEST, EchoJudge, identity, task, task_ref
 
 CODEC = HfTextCodec(make_tokenizer((), 256))
+PROMPT = len(CODEC.prompt(task(task_ref(0))))
+"""Tokens of the only task that there is."""
+
+
+@dataclass(frozen=True)
+class OneTask:
+    name: str = "test/echo"
+    version: str = "1"
+    config: str = "{}"
+    size: int | None = 1
 
 
 class Parrot:
     """A generator that says "?" to everything, which `EchoJudge` cannot score."""
+
+    in_flight = 1
+
+    def __init__(self, max_length: int) -> None:
+        self.max_length = max_length
 
     async def sample(self, prompt: np.ndarray, n: int, params: SamplingParams) -> list[Completion]:
         await asyncio.sleep(0)
@@ -36,6 +50,12 @@ class Parrot:
         return [Completion(ids=ids, logprobs=logprobs, versions=spans, finish=FinishReason.STOP)] * n
 
     async def load(self, weights: Weights) -> None: ...
+
+    def make_room(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
+
+    def gauges(self) -> Mapping[str, float]:
+        return {}
 
 
 class Heard(Ledger):
@@ -49,24 +69,23 @@ class Heard(Ledger):
 
 
 @asynccontextmanager
-async def producing(config: SamplerConfig) -> AsyncIterator[Heard]:
+async def producing(config: SamplerConfig, max_length: int) -> AsyncIterator[Heard]:
     """A producer at work, whose judge answers without ever waiting; its ledger."""
     ledger, running = Heard(), asyncio.Event()
     running.set()
-    judge = EchoJudge(sources=[Plain(SourceSpec(type="plain", name="plain"))], size=2**32)
     tracker = ValueTracker(TrackerConfig())
     producer = Producer(
         config=config,
-        sampler=TaskSampler(judge.sources, [1.0], tracker, config, seed=0),
+        sampler=TaskSampler([OneTask()], [1.0], tracker, config, seed=0),
         tracker=tracker,
-        judge=judge,
-        generator=Parrot(),
+        judge=EchoJudge(),
+        generator=Parrot(max_length),
         author=Author(
             identity=identity(),
             swarm=MANIFEST.id,
             model="model-a",
             codec=CODEC,
-            sampling=SamplingParams(),
+            sampling=config.params,
             share_ids=True,
         ),
         version=lambda: PolicyVersion(0),
@@ -83,16 +102,29 @@ async def producing(config: SamplerConfig) -> AsyncIterator[Heard]:
 
 
 @pytest.mark.timeout(90)
-async def test_looking_in_vain_for_a_task_is_said_and_holds_nobody_up():
-    async with producing(SamplerConfig(max_prompt_tokens=1)) as ledger:
+@pytest.mark.parametrize(
+    ("config", "max_length", "expected"),
+    [
+        (SamplerConfig(max_prompt_tokens=PROMPT - 1), 1024, f"for sampler.max_prompt_tokens = {PROMPT - 1} or"),
+        (SamplerConfig(max_new_tokens=64), PROMPT + 63, f"with max_new_tokens = 64, for the engine's {PROMPT + 63}"),
+    ],
+    ids=["too long", "no room for the response"],
+)
+async def test_looking_in_vain_for_a_task_is_said_and_holds_nobody_up(
+    config: SamplerConfig, max_length: int, expected: str
+):
+    async with producing(config, max_length) as ledger:
         await asyncio.wait_for(ledger.warned.wait(), timeout=60)
-    assert "sampler.max_prompt_tokens" in ledger.warnings[0]
+    assert expected in ledger.warnings[0]
     assert ledger.counters["skipped_prompts"] > 0
+    assert ledger.counters["failed_rollouts"] == 0
 
 
 async def test_a_group_that_nobody_can_score_is_counted_and_said():
-    async with producing(SamplerConfig(group_size=3)) as ledger:
+    just_fits = SamplerConfig(group_size=3, max_prompt_tokens=PROMPT, max_new_tokens=64)
+    async with producing(just_fits, PROMPT + 64) as ledger:
         await asyncio.wait_for(ledger.warned.wait(), timeout=60)
-    assert ledger.warnings[0].startswith("plain/plain: a group without any score: no answer")
+    assert ledger.warnings[0].startswith("test/echo: a group without any score: no answer")
+    assert ledger.counters["skipped_prompts"] == 0
     assert ledger.counters["failed_rollouts"] >= 3
     assert ledger.counters["own_groups"] == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from node.checkpoint import CheckpointStore
-from node.config import NodeConfig, PolicyConfig
+from node.config import Lora, NodeConfig, PolicyConfig
 from node.engine.policy import Policy, load_policy
 from node.progress import Progress
 from node.settings import task_specs
@@ -60,3 +60,20 @@ def test_what_is_frozen_is_of_its_moment(tmp_path: Path):
     assert frozen()["steps"] == 0
     assert frozen()["counters"]["own_groups"] == 0
     assert frozen()["tracker"]["prompts"] == []
+
+
+def test_a_node_that_moves_with_the_base_of_its_adapter_is_not_warned(tmp_path: Path):
+    """The weights of the base are compared, not its name; a checkpoint of an adapter is of no use without them."""
+    config, _, judge = parts(tmp_path)
+    policies = [
+        load_policy(PolicyConfig(model=str(save_tiny_policy(tmp_path / name)), adapter=Lora(rank=2), device="cpu"))
+        for name in ("policy", "moved")
+    ]
+    before = Progress(config, policies[0], judge.sources, None)
+    store = CheckpointStore(tmp_path / "checkpoints")
+    store.save(1, lambda directory: None, before.tensors(), before.freeze()())
+    moved = config.model_copy(update={"policy": PolicyConfig(model=str(tmp_path / "moved"), adapter=Lora(rank=2))})
+    after = Progress(moved, policies[1], judge.sources, store.latest())
+    assert after.base == str(tmp_path / "moved")
+    assert after.fingerprint == before.fingerprint
+    assert not after.ledger.warnings

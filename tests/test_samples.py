@@ -34,6 +34,7 @@ from swarm.types import (
 )
 
 STOP, LENGTH, ERROR = FinishReason.STOP, FinishReason.LENGTH, FinishReason.ERROR
+STOP_STRING = FinishReason.STOP_STRING
 EOS, BOS, AB = 256, 257, 258
 
 
@@ -46,6 +47,9 @@ class ByteCodec:
 
     def prompt(self, task: Task) -> np.ndarray:
         return np.array([BOS, *task.prompt.encode()], dtype=np.int32)
+
+    def next_turn(self, message: str) -> np.ndarray:
+        return np.array([*message.encode(), BOS], dtype=np.int32)
 
     def encode(self, text: str, finish: FinishReason) -> np.ndarray:
         ids = list(text.encode().replace(b"ab", b"\x00"))
@@ -126,6 +130,16 @@ def test_an_own_rollout_keeps_what_was_sampled():
     assert (first.staleness, second.staleness) == (2, 3)
     assert (second.response_ids.tolist(), second.truncated) == ([ord("y")], True)
     assert len(first) == 7
+
+
+def test_a_response_that_a_stop_string_ended_is_whole_and_has_no_end_of_sequence():
+    sampled = make_rollout("xab", STOP_STRING, ids=[120, 97, 98])
+    mine, _ = build(make_group([1, 0], [sampled, make_rollout("y")])).rows
+    (theirs,) = build(make_group([1], [sampled], own=False)).rows
+    for row in (mine, theirs):
+        assert (row.response_ids.tolist(), row.truncated) == ([120, 97, 98], False)
+    (row,) = build(make_group([1], [make_rollout("xab", STOP_STRING)], own=False, tokenizer="other")).rows
+    assert (row.response_ids.tolist(), row.byte_lengths.tolist(), row.truncated) == ([120, AB], [1, 2], False)
 
 
 def test_own_advantages_are_whitened_around_the_frozen_value():

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from node.config import TransformersEngine
 from node.engine.base import Weights
 from node.engine.logprobs import action_logprobs
 from node.engine.sampling import draw, sample
+from node.engine.text import HfTextCodec
 from node.engine.transformers import TransformersGenerator
-from swarm.types import FinishReason, PolicyVersion, SamplingParams
+from swarm.types import FinishReason, PolicyVersion, SamplingParams, VersionSpan
 
 EOS = 1
 TINY: dict[str, Any] = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -31,6 +43,20 @@ def qwen(seed: int = 0, tied: bool = True) -> PreTrainedModel:
 def llama(seed: int = 0) -> PreTrainedModel:
     torch.manual_seed(seed)
     return LlamaForCausalLM(LlamaConfig(**TINY, **SHAPE)).eval()
+
+
+def letters() -> HfTextCodec:
+    """Of the models' 40 tokens, id 1 is end-of-sequence; the others are a letter each, but id 2, which is "no"."""
+    pieces = ["a", "<eos>", "no", *"bcdefghijklmnopqrstuvwxyzABCDEFGHIJKL"]
+    vocabulary = {piece: token for token, piece in enumerate(pieces)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[("n", "o")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken("<eos>", special=True)])
+    return HfTextCodec(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>"))
+
+
+CODEC = letters()
 
 
 def prompts(n: int) -> list[np.ndarray]:
@@ -104,7 +130,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it_and_renormalises():
 
 def generator_of(model: PreTrainedModel, batch_size: int = 16, linger_ms: float = 20.0) -> TransformersGenerator:
     engine = TransformersEngine(batch_size=batch_size, linger_ms=linger_ms)
-    return TransformersGenerator(model, EOS, engine, PolicyVersion(0), torch.Generator().manual_seed(0))
+    return TransformersGenerator(model, CODEC, engine, PolicyVersion(0), torch.Generator().manual_seed(0))
 
 
 async def test_concurrent_requests_are_all_answered():
@@ -157,3 +183,55 @@ async def test_an_error_in_the_engine_reaches_those_who_asked_and_no_one_else():
         with pytest.raises(IndexError):
             await generator.sample(np.array([4000], dtype=np.int32), 1, SamplingParams())
         assert len(await generator.sample(prompts(1)[0], 2, SamplingParams(max_new_tokens=2))) == 2
+
+
+async def test_a_completion_ends_with_the_token_that_completes_a_stop_string():
+    """It is the beginning of what would have been sampled without."""
+    prompt = prompts(1)[0]
+    async with generator_of(qwen(), batch_size=64) as generator:
+        whole = await generator.sample(prompt, 64, SamplingParams(max_new_tokens=40))
+    texts = [CODEC.decode(completion.ids)[0] for completion in whole]
+    two_tokens = next(text[3:5] for text in texts if len(text) > 5 and "n" not in text)
+    stop = ("n", two_tokens)
+    async with generator_of(qwen(), batch_size=64) as generator:
+        cut = await generator.sample(prompt, 64, SamplingParams(max_new_tokens=40, stop=stop))
+    for before, after in zip(whole, cut, strict=True):
+        length = len(after.ids)
+        np.testing.assert_array_equal(after.ids, before.ids[:length])
+        np.testing.assert_array_equal(after.logprobs, before.logprobs[:length])
+        assert after.versions == (VersionSpan(version=PolicyVersion(0), length=length),)
+        last_two = (CODEC.decode(after.ids[:end])[0] for end in (length - 1, length))
+        completed = [any(piece in text for piece in stop) for text in last_two]
+        stopped = after.finish is FinishReason.STOP_STRING
+        assert completed == [False, stopped]
+        assert stopped or (length, after.finish) == (len(before.ids), before.finish)
+    assert {completion.finish for completion in cut} == set(FinishReason) - {FinishReason.ERROR}
+    assert {"no", two_tokens} <= {CODEC.decode(completion.ids)[0][-2:] for completion in cut}
+
+
+async def test_a_request_without_room_for_its_response_is_refused_and_the_others_are_not():
+    prompt = np.full(120, 5, dtype=np.int32)
+    async with generator_of(qwen()) as generator:
+        assert generator.max_length == 128
+        fits, refused = await asyncio.gather(
+            *(generator.sample(prompt, 3, SamplingParams(max_new_tokens=limit)) for limit in (8, 9))
+        )
+    assert all(len(completion.ids) >= 1 for completion in fits)
+    assert [c.finish for c in refused] == [FinishReason.ERROR] * 3
+    assert all((len(c.ids), len(c.logprobs), c.versions) == (0, 0, ()) for c in refused)
+
+
+def test_a_model_without_a_limit_of_positions_has_room_for_anything():
+    alibi = BloomForCausalLM(BloomConfig(vocab_size=40, hidden_size=16, n_layer=1, n_head=2))
+    assert generator_of(alibi).max_length == sys.maxsize
+
+
+async def test_gauges_count_what_waits():
+    async with generator_of(qwen(), batch_size=3) as generator:
+        assert (generator.in_flight, generator.gauges()) == (3, {"engine_waiting": 0})
+        waiting = [asyncio.create_task(generator.sample(prompts(1)[0], 3, SamplingParams())) for _ in range(4)]
+        await asyncio.sleep(0)
+        assert generator.gauges() == {"engine_waiting": 4}
+        async with generator.make_room():
+            await asyncio.gather(*waiting)
+        assert generator.gauges() == {"engine_waiting": 0}

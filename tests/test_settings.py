@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from node.settings import FILE_KEYS, check_rpc, load_config, task_specs
 from swarm.errors import ConfigError
 from swarm.tasks import make_source
 from swarm.tasks.base import SourceSpec
+from swarm.types import SamplingParams
 
 ROOT = Path(__file__).parents[1]
 TASK = '[[tasks]]\ntype = "reasoning_gym"\nname = "spell_backward"\n'
@@ -78,6 +80,7 @@ def test_flags_alone_make_a_config() -> None:
         ("learner.lr=2e-4", "learner.lr", 2e-4),
         ("learner.betas=[0.8, 0.9]", "learner.betas", (0.8, 0.9)),
         ("max_steps=3", "max_steps", 3),
+        ('sampler.stop=["\\n\\n", "é"]', "sampler.stop", ("\n\n", "é")),
         ("policy.model=Qwen/Qwen3-0.6B", "policy.model", "Qwen/Qwen3-0.6B"),
         ('exchange={type="p2p", relay=false}', "exchange", P2PExchange(relay=False)),
         ("tasks.0.weight=2", "tasks.0.weight", 2.0),
@@ -89,6 +92,12 @@ def test_overrides(file: Path, override: str, key: str, value: object) -> None:
     for part in key.split("."):
         found = found[int(part)] if part.isdecimal() else getattr(found, part)
     assert found == value
+
+
+def test_what_is_sampled_with(file: Path) -> None:
+    settings = ["sampler.temperature=0.5", "sampler.top_p=0.9", "sampler.max_new_tokens=7", 'sampler.stop=["x"]']
+    expected = SamplingParams(temperature=0.5, top_p=0.9, max_new_tokens=7, stop=("x",))
+    assert load_config(file, settings).sampler.params == expected
 
 
 def test_the_last_override_counts(file: Path) -> None:
@@ -184,11 +193,42 @@ def test_every_path_in_the_config_is_anchored() -> None:
         ("learner=3", "learner = 3 is not allowed; it must be a table"),
         ("tasks=[]", "tasks = [] is not allowed; it must be a list of 1 or more"),
         ("tasks=3", "tasks = 3 is not allowed; it must be a list"),
+        ('sampler.stop=["a", ""]', 'sampler.stop.1 = "" is not allowed; it must be a string of 1 to 64 bytes'),
+        (
+            f"sampler.stop={['a'] * 9}",
+            f"sampler.stop = {json.dumps(['a'] * 9)} is not allowed; it must be a list of 8 or fewer",
+        ),
+        (
+            f'sampler.stop=["{"é" * 33}"]',
+            f'sampler.stop.0 = "{"é" * 33}" is not allowed; it must be a string of 1 to 64 bytes',
+        ),
         ("policy.dtype=int8", 'policy.dtype = "int8" is not allowed; it must be "float32" or "bfloat16"'),
         ("exchange.type=udp", 'exchange.type = "udp" is not allowed; it must be "p2p" or "none"'),
         ("exchange={}", 'exchange.type is missing; it must be "p2p" or "none"'),
         ('tasks.0={name="x"}', 'tasks.0.type is missing; it must be "reasoning_gym" or "jsonl" or "plugin"'),
         ('tasks.0={type="jsonl", name="a"}', "tasks.0.path is missing"),
+        (
+            "engine.type=vlm",
+            'engine.type = "vlm" is not allowed; it must be "transformers" or "vllm" or "auto"',
+        ),
+        ("engine.batch_size=4", 'engine.type is missing; it must be "transformers" or "vllm" or "auto"'),
+        ('engine={type="auto", batch_size=4}', 'engine.batch_size is not a key; engine of type "auto" has type'),
+        (
+            'engine={type="transformers", max_in_flight=4}',
+            'engine.max_in_flight is not a key; engine of type "transformers" has type, batch_size, linger_ms',
+        ),
+        (
+            'engine={type="vllm", max_inflight=4}',
+            "engine.max_inflight is not a key; did you mean engine.max_in_flight?",
+        ),
+        ("max_in_flight=4", "max_in_flight is not a key; did you mean engine.max_in_flight?"),
+        ('engine={type="vllm", devices=[-1]}', "engine.devices.0 = -1 is not allowed; it must be at least 0"),
+        (
+            'engine={type="vllm", transfer="nccl"}',
+            'engine.transfer = "nccl" is not allowed; it must be "auto", "cuda_ipc" or "memory"',
+        ),
+        ("policy.adapter.type=dora", 'policy.adapter.type = "dora" is not allowed; it must be "none" or "lora"'),
+        ("policy.adapter.rank=4", 'policy.adapter.type is missing; it must be "none" or "lora"'),
         (
             "tasks.0.config.day=2026-01-01",
             "tasks.0.config.day = 2026-01-01 is not allowed; it must be a string, a number or true or false",
@@ -216,6 +256,18 @@ def test_what_is_wrong_with_an_override(file: Path, override: str, expected: str
 def test_a_key_of_the_file_is_blamed_on_the_file(tmp_path: Path) -> None:
     path = written(tmp_path / "node.toml", f"[learner]\nlrr = 1\n{TASK}")
     assert sentence(path, "name=b") == f"{path}: learner.lrr is not a key; did you mean learner.lr?"
+
+
+def test_a_table_without_a_type_is_blamed_on_who_made_it(tmp_path: Path) -> None:
+    path = written(tmp_path / "node.toml", f"[engine]\nbatch_size = 1\n{TASK}")
+    assert sentence(path).startswith(f"{path}: engine.type is missing")
+
+
+def test_a_key_of_another_engine(file: Path) -> None:
+    said = sentence(file, "engine.type=vllm", "engine.batch_size=4")
+    assert said.startswith(
+        '--set: engine.batch_size is not a key; engine of type "vllm" has type, max_in_flight, max_length, '
+    )
 
 
 def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from node.config import (
     GrpoAdvantage,
     Gspo,
     LearnerConfig,
+    Lora,
     ObjectiveConfig,
     PolicyConfig,
     PpoClip,
@@ -48,6 +49,11 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def policy(directory: Path) -> Policy:
     return load_policy(PolicyConfig(model=str(directory), device="cpu"))
+
+
+@pytest.fixture
+def with_adapter(directory: Path) -> Policy:
+    return load_policy(PolicyConfig(model=str(directory), adapter=Lora(rank=4), device="cpu"))
 
 
 def experience(policy: Policy, rewards: Sequence[float], *, own: bool = True, value: float = 0.5) -> Experience:
@@ -82,6 +88,9 @@ async def trainer_of(
     objective: ObjectiveConfig | None = None,
     advantage: AdvantageConfig | None = None,
     foreign: ForeignConfig | None = None,
+    temperature: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+    probe: np.ndarray | None = None,
 ) -> AsyncIterator[PolicyTrainer]:
     async with PolicyTrainer(
         policy,
@@ -89,7 +98,10 @@ async def trainer_of(
         objective=objective or DppoTv(),
         foreign=foreign or ReceiverBaseline(),
         learner=learner or LearnerConfig(lr=1e-2, warmup_steps=0),
-        temperature=1.0,
+        temperature=temperature,
+        autocast=dtype is torch.bfloat16,
+        sampling_dtype=dtype,
+        probe=probe,
         version=PolicyVersion(0),
     ) as trainer:
         yield trainer
@@ -232,3 +244,73 @@ async def test_every_combination_learns_from_own_and_foreign(
     after = logprob(policy, own.group.rollouts[0]), logprob(policy, peers.group.rollouts[1])
     assert report.metrics["foreign_tokens"] > 0
     assert after[0] + after[1] > before[0] + before[1]
+
+
+async def test_with_an_adapter_nothing_else_is_trained_or_handed_over(with_adapter: Policy):
+    batch = [experience(with_adapter, [1.0, 0.0])]
+    likelihoods = [logprob(with_adapter, rollout) for rollout in batch[0].group.rollouts]
+    before = {name: p.detach().clone() for name, p in with_adapter.model.named_parameters()}
+    async with trainer_of(with_adapter) as trainer:
+        await trainer.step(batch)
+        await trainer.step(batch)  # B begins at zero, and as long as it is zero, A has no gradient
+        handed = (await trainer.weights()).tensors
+        kept = await trainer.call(trainer.tensors)
+    after = dict(with_adapter.model.named_parameters())
+    changed = {name for name, old in before.items() if not torch.equal(old, after[name])}
+    assert changed == {name for name in before if ".lora_" in name}
+    assert handed.keys() == kept.keys() == set(trainer.parameter_names) == changed
+    assert all(torch.equal(handed[name], after[name]) for name in changed)
+    assert logprob(with_adapter, batch[0].group.rollouts[0]) > likelihoods[0]
+    assert logprob(with_adapter, batch[0].group.rollouts[1]) < likelihoods[1]
+
+
+async def test_weights_are_handed_over_as_they_are_sampled_with_and_kept_as_they_are(policy: Policy):
+    async with trainer_of(policy, dtype=torch.bfloat16) as trainer:
+        await trainer.step([experience(policy, [1.0, 0.0])])
+        handed, kept = (await trainer.weights()).tensors, await trainer.call(trainer.tensors)
+    for name, parameter in policy.model.named_parameters():
+        assert torch.equal(kept[name], parameter)
+        assert kept[name].dtype == torch.float32
+        assert torch.equal(handed[name], parameter.to(torch.bfloat16))
+        assert handed[name].dtype == torch.bfloat16
+    assert any(not torch.equal(handed[name].float(), kept[name]) for name in kept)
+
+
+def probed(policy: Policy, probe: np.ndarray, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Log-probabilities from the model's own logits, under autocast for another dtype than float32."""
+    ids = torch.from_numpy(probe.astype(np.int64))
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype is torch.bfloat16):
+        logits = policy.model(ids[None]).logits[0, :-1].float()
+    return torch.log_softmax(logits, -1).gather(-1, ids[1:, None]).squeeze(-1)
+
+
+@pytest.mark.parametrize("chunk", [4, 4096])
+async def test_the_probe_is_what_the_handed_over_weights_say_of_a_text(policy: Policy, chunk: int):
+    probe = np.arange(5, 45, 3, dtype=np.int32)
+    learner = LearnerConfig(lr=1e-2, warmup_steps=0, logit_chunk=chunk)
+    async with trainer_of(policy, learner, temperature=0.7, probe=probe) as trainer:
+        first = (await trainer.weights()).probe
+        torch.testing.assert_close(torch.from_numpy(first), probed(policy, probe), atol=1e-6, rtol=0)
+        await trainer.step([experience(policy, [1.0, 0.0])])
+        second = (await trainer.weights()).probe
+        torch.testing.assert_close(torch.from_numpy(second), probed(policy, probe), atol=1e-6, rtol=0)
+    assert first is not None
+    assert second is not None
+    assert first.dtype == np.float32
+    assert first.shape == (len(probe) - 1,)
+    assert np.abs(first - second).max() > 1e-3
+
+
+async def test_the_probe_is_computed_as_training_is(policy: Policy):
+    probe = np.arange(5, 45, 3, dtype=np.int32)
+    async with trainer_of(policy, dtype=torch.bfloat16, probe=probe) as trainer:
+        got = (await trainer.weights()).probe
+    assert got is not None
+    torch.testing.assert_close(torch.from_numpy(got), probed(policy, probe, torch.bfloat16), atol=1e-6, rtol=0)
+    assert float((torch.from_numpy(got) - probed(policy, probe)).abs().max()) > 1e-5
+    assert all(parameter.grad is None for parameter in policy.model.parameters())
+
+
+async def test_without_a_probe_there_is_none(policy: Policy):
+    async with trainer_of(policy) as trainer:
+        assert (await trainer.weights()).probe is None

@@ -116,6 +116,14 @@ async def test_what_cannot_be_decoded_is_the_senders() -> None:
         assert result.verdict.detail
 
 
+STOP_STRING = FinishReason.STOP_STRING
+
+
+def stopped(text: str, *stop: str) -> RolloutGroup:
+    """A rollout of one token per byte that is said to have ended with one of the stop strings."""
+    return group(rollout(text, STOP_STRING), sampling=SamplingParams(stop=stop))
+
+
 REFUSED = [
     (Reason.WRONG_SWARM, group(swarm="f" * 32), "made for swarm ffff"),
     (Reason.STALE, group(created_at=NOW - 901), "901 s old: at most 900"),
@@ -143,6 +151,16 @@ REFUSED = [
         Reason.BAD_TOKENS,
         group(Rollout(turns=(turn("ab", FinishReason.STOP, tokens("ab", FinishReason.LENGTH)),))),
         "finish stop",
+    ),
+    (Reason.BAD_SAMPLING, group(sampling=SamplingParams(stop=("x", ""))), "an empty stop string"),
+    (Reason.BAD_TOKENS, stopped("ab"), "none of the group's 0 stop strings"),
+    (Reason.BAD_TOKENS, stopped("ab", "c", "ba"), "none of the group's 2 stop strings"),
+    (Reason.BAD_TOKENS, stopped("abc", "c", "b"), "a token before the last one completed a stop string"),
+    (Reason.BAD_TOKENS, stopped("abab", "ab"), "a token before the last one completed a stop string"),
+    (
+        Reason.BAD_TOKENS,  # an end-of-sequence token after the stop string
+        replace(stopped("ab", "ab"), rollouts=(Rollout(turns=(turn("ab", STOP_STRING, tokens("ab")),)),)),
+        "a token before the last one completed a stop string",
     ),
     (Reason.UNSCORABLE, group(rollout("?"), rollout("?")), "no answer"),
 ]
@@ -174,6 +192,25 @@ def test_groups_that_did_not_come_off_the_wire_are_checked_the_same(bad: SignedG
     verdict = check(bad, CONTEXT)
     assert verdict.reason is Reason.BAD_TOKENS
     assert detail in verdict.detail
+
+
+@pytest.mark.parametrize(
+    ("text", "lengths", "stop"),
+    [
+        ("ab", [1, 1], ("b",)),
+        ("ab", [1, 1], ("ab", "c")),
+        ("aXbc", [1, 3], ("X",)),  # what the last token has beyond the stop string
+        ("aé", [1, 0, 2], ("é",)),
+        ("aaa", [1, 1, 1], ("aaa",)),
+    ],
+)
+async def test_a_turn_may_end_with_the_token_that_completes_a_stop_string(
+    text: str, lengths: list[int], stop: tuple[str, ...]
+) -> None:
+    sampled = replace(tokens("x" * len(lengths), STOP_STRING), byte_lengths=np.array(lengths, np.int32), ids=None)
+    ended = Rollout(turns=(turn(text, STOP_STRING, sampled),))
+    assert not ended.truncated
+    assert (await judged(sealed(group(ended, sampling=SamplingParams(stop=stop))))).verdict.admitted
 
 
 async def test_limits_of_age_and_clock_are_inclusive() -> None:

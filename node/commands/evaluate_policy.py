@@ -7,7 +7,7 @@ import json
 
 import torch
 
-from node.config import NodeConfig, ReasoningGymTasks, SamplerConfig
+from node.config import NoAdapter, NodeConfig, ReasoningGymTasks, SamplerConfig, TransformersEngine
 from node.engine.policy import load_policy, prepare_process
 from node.engine.transformers import TransformersGenerator
 from node.evaluate import FamilyResult, evaluate, held_out_from
@@ -27,10 +27,11 @@ def seed_config() -> NodeConfig:
 async def evaluate_policy(model: str, config: NodeConfig, tasks: int, samples: int) -> dict[str, FamilyResult]:
     """`model` on `tasks` held-out questions of each of the config's families, `samples` answers to each."""
     prepare_process(config.threads)
-    policy = await asyncio.to_thread(load_policy, config.policy.model_copy(update={"model": model}))
+    plain = config.policy.model_copy(update={"model": model, "adapter": NoAdapter()})
+    policy = await asyncio.to_thread(load_policy, plain)
     copy = policy.sampling_copy(config.policy.dtype)
     rng = torch.Generator(policy.model.device).manual_seed(config.seed)
-    generator = TransformersGenerator(copy, policy.codec.eos_id, config.engine, PolicyVersion(0), rng)
+    generator = TransformersGenerator(copy, policy.codec, TransformersEngine(), PolicyVersion(0), rng)
     async with ProcessJudge(task_specs(config), timeout_s=config.score_timeout_s) as judge, generator:
         questions = {
             family_of(source.name): await held_out_from(judge, source, tasks, SEED) for source in judge.sources

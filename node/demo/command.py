@@ -31,6 +31,7 @@ EPILOG = """\
 examples:
   swarm-node demo
   swarm-node demo --nodes 8 --minutes 10
+  swarm-node demo --engine vllm --nodes 2
   swarm-node demo --steps 200 --compare --summary summary.json
   swarm-node demo --set foreign.type=sapo_plain --set pool.foreign_groups=4
 """
@@ -48,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_minutes,
         default=defaults.minutes,
         help="for the swarm's run, if its steps are not made by then (default %(default)s)",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("transformers", "vllm"),
+        default=defaults.engine,
+        help="that samples (default %(default)s; see swarm-node version)",
     )
     parser.add_argument("--dir", type=Path, help="where everything goes (default ./demo/<time>)")
     parser.add_argument("--summary", type=Path, help="where the summary goes as JSON (default DIR/summary.json)")
@@ -84,6 +91,7 @@ def main(
             steps=arguments.steps,
             minutes=arguments.minutes,
             seed=arguments.seed,
+            engine=arguments.engine,
             overrides=tuple(arguments.set),
         ),
         families=families or demo_families(),

@@ -33,6 +33,8 @@ class DemoOptions:
     minutes: float = 4.0
     """Wall clock of the swarm's run (not of the models' making and evaluation), whichever ends first."""
     seed: int = 0
+    engine: str = "transformers"
+    """That samples, on every node: "vllm" is a process of its own for each, which pays for models that are not tiny."""
     overrides: tuple[str, ...] = ()
     """KEY=VALUE, handed to every node."""
 
@@ -99,6 +101,7 @@ def node_settings(
         "threads": 1,  # a model this small is slowed down by a second thread, and the nodes share the machine
         "policy": {"model": str(model.resolve())},
         "tasks": [{"type": f.type, "name": f.name, "config": dict(f.config)} for f in families],
+        "engine": {"type": options.engine},
         "sampler": {"group_size": 8, "concurrency": 32, "max_new_tokens": 24},
         "learner": {"lr": 5e-4, "warmup_steps": 10, "tokens_per_micro_batch": 2048},
         "pool": {"own_groups": 16, "foreign_groups": 0 if alone else 8, "own_capacity": 32},

@@ -23,6 +23,7 @@ from node.demo.processes import Children
 from node.demo.report import Outcome
 from node.demo.state import FleetView, NodeView
 from node.demo.style import BAD
+from node.engine.available import engines
 from node.settings import load_config
 from swarm.errors import ConfigError
 
@@ -53,6 +54,8 @@ class Demo:
         """Makes the directory. Raises ConfigError for what is wrong with it or with a setting."""
         if any(self.root.glob("node-*")) or (self.root / ALONE).exists():
             raise ConfigError(f"--dir {self.root}: an earlier demo is there; name a new directory, or remove that one")
+        if not (status := engines()[self.options.engine]).usable:
+            raise ConfigError(f"--engine {self.options.engine}: {status.reason}")
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -1,4 +1,5 @@
-"""A policy: a transformers causal language model and its text codec, loaded from a directory, a hub id or the seed.
+"""A policy: a transformers causal language model, with an adapter or without, and its text codec; loaded from a
+directory, a hub id or the seed.
 
 Weights come from safetensors only and no code of a model repository is ever executed.
 """
@@ -7,14 +8,18 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
+from transformers.utils.peft_utils import find_adapter_config_file
 
-from node.config import PolicyConfig
+from node.config import Lora, PolicyConfig
+from node.engine import lora
+from node.engine.lora import Adapter
 from node.engine.text import HfTextCodec, load_codec
 from node.seed.cache import seed_model
 from swarm.errors import PolicyError
@@ -27,10 +32,21 @@ class Policy:
     codec: HfTextCodec
     fingerprint: str
     """Of the architecture and the base weights; what peers see."""
+    adapter: Adapter | None
+    """In `model`, and all of it that is trained; None where all weights are."""
 
     def sampling_copy(self, dtype: str) -> PreTrainedModel:
         """The generator's own weights, in the dtype that it samples with ("float32", "bfloat16")."""
-        return copy.deepcopy(self.model).to(getattr(torch, dtype))
+        return _moved(copy.deepcopy(self.model), torch_dtype(dtype))
+
+    def save(self, directory: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Writes this policy with `tensors`, by parameter name, in place of what is trained: a model, or an adapter
+        alone, and the tokenizer."""
+        if self.adapter is None:
+            self.model.save_pretrained(directory, state_dict=dict(tensors))
+        else:
+            self.adapter.save(directory, tensors)
+        self.codec.save(directory)
 
 
 def prepare_process(threads: int) -> None:
@@ -42,20 +58,56 @@ def prepare_process(threads: int) -> None:
 
 
 def load_policy(config: PolicyConfig, resume_from: Path | None = None) -> Policy:
-    """Loads the base policy, or its continuation from `resume_from` (a checkpoint's model directory).
+    """Loads the base policy, or its continuation from `resume_from` (a checkpoint's model directory; where it holds an
+    adapter, the base is the config's).
 
-    Raises PolicyError when the model cannot be loaded.
+    Raises PolicyError when the model cannot be loaded, or `resume_from` is not of the kind that the config trains: all
+    weights or an adapter, of which rank, on what base.
     """
-    source = str(resume_from or (seed_model() if config.model == "seed" else config.model))
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PolicyError(f"policy.model = {config.model!r}: cannot be loaded: {reason}") from error
-    torch.nn.Module.to(model, resolve_device(config.device))  # transformers' own signature of `to` has no types
-    return Policy(model=model, codec=load_codec(source, config.system_prompt), fingerprint=fingerprint(model))
+    if resume_from:
+        _check_kind(config, resume_from)
+    source = str(resume_from or config.model)
+    if isinstance(config.adapter, Lora):
+        base = _base_of(config.model)
+        model = _load_model(base)
+        identity = fingerprint(model)
+        adapter = lora.inject(model, config.adapter, _lasting_name(base), _digest(model))
+        if lora.is_adapter(source):
+            lora.load(model, adapter, Path(source))
+    else:
+        model, adapter = load_plain(source), None
+        identity = fingerprint(model)
+    _moved(model, resolve_device(config.device))
+    codec = load_codec(_home_of_tokenizer(source), config.system_prompt)
+    return Policy(model=model, codec=codec, fingerprint=identity, adapter=adapter)
+
+
+def load_plain(source: str) -> PreTrainedModel:
+    """A float32 model without adapters, on the CPU: that of a directory, a hub id or "seed"; of an adapter's directory,
+    its base with the adapter merged into it. Raises PolicyError."""
+    base = _base_of(source)
+    model = _load_model(base)
+    if not lora.is_adapter(source):
+        return model
+    adapter = lora.inject(model, lora.read_adapter(Path(source)).lora, base, _digest(model))
+    lora.load(model, adapter, Path(source))
+    return lora.merged(model)
+
+
+def save_plain(source: str, directory: Path, dtype: str) -> None:
+    """Writes what `load_plain` loads, and its tokenizer, in `dtype` ("float32", "bfloat16"). Raises PolicyError."""
+    _moved(load_plain(source), torch_dtype(dtype)).save_pretrained(directory)
+    load_codec(_home_of_tokenizer(source)).save(directory)
+
+
+def resolve_model(name: str) -> str:
+    """The directory or hub id that a model's name in a config or in an adapter stands for."""
+    return str(seed_model()) if name == "seed" else name
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Of "float32" or "bfloat16", as in policy.dtype."""
+    return getattr(torch, name)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -74,8 +126,64 @@ def resolve_device(name: str) -> torch.device:
 def fingerprint(model: PreTrainedModel) -> str:
     """16 hex digits over the architecture and a thin sample of every tensor: cheap for any size, and two base models
     that differ anywhere by training differ here."""
-    digest = hashlib.sha256(model.config.to_json_string(use_diff=True).encode())
+    return _digest(model, model.config.to_json_string(use_diff=True))
+
+
+def _digest(model: PreTrainedModel, architecture: str = "") -> str:
+    digest = hashlib.sha256(architecture.encode())
     for name, tensor in sorted(model.named_parameters()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().flatten()[:16].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _check_kind(config: PolicyConfig, directory: Path) -> None:
+    if isinstance(config.adapter, Lora) != lora.is_adapter(directory):
+        kind = "an adapter" if lora.is_adapter(directory) else "a whole model"
+        raise PolicyError(
+            f'policy.adapter.type = "{config.adapter.type}": the checkpoint in {directory} holds {kind}; set it as it '
+            "was, or choose another data_dir (`swarm-node export` makes a policy.model of a checkpoint)"
+        )
+
+
+def _base_of(source: str) -> str:
+    """The name of the model beside the adapter in the directory `source`; that of a plain model is its own."""
+    if not lora.is_adapter(source):
+        return source
+    base = lora.read_adapter(Path(source)).base
+    if not base or (Path(base).is_absolute() and not Path(base).is_dir()):
+        raise PolicyError(
+            f"{source} is an adapter of {base!r}, and there is no such directory: put that model there, or run "
+            "`swarm-node export --merge` where it is, which makes one model of both"
+        )
+    return base
+
+
+def _load_model(name: str) -> PreTrainedModel:
+    source = resolve_model(name)
+    try:
+        if find_adapter_config_file(source) is not None:
+            raise PolicyError(f"policy.model = {name!r}: an adapter is loaded from a local directory, beside a model")
+        return AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PolicyError(f"policy.model = {name!r}: cannot be loaded: {reason}") from error
+
+
+def _moved(model: PreTrainedModel, to: torch.device | torch.dtype) -> PreTrainedModel:
+    """`model` itself; transformers' own signature of `to` has no types."""
+    torch.nn.Module.to(model, to)
+    return model
+
+
+def _lasting_name(base: str) -> str:
+    """One that means the same in another working directory."""
+    return str(Path(base).resolve()) if base != "seed" and Path(base).is_dir() else base
+
+
+def _home_of_tokenizer(source: str) -> str:
+    """An adapter that another program made may have none beside it: its base has."""
+    alone = lora.is_adapter(source) and not (Path(source) / "tokenizer_config.json").is_file()
+    return resolve_model(_base_of(source) if alone else source)

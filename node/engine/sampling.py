@@ -40,7 +40,7 @@ def sample(
     eos_id: int,
     rng: torch.Generator,
 ) -> list[list[SampledRow]]:
-    """`counts[i]` continuations of `prompts[i]` (int32 [P_i]), in order."""
+    """`counts[i]` continuations of `prompts[i]` (int32 [P_i]), in order. `params.stop` is the caller's business."""
     logits, cache, mask = _prefill(model, prompts, eos_id)
     rows = torch.repeat_interleave(torch.arange(len(prompts)), torch.tensor(counts)).to(logits.device)
     cache.batch_select_indices(rows)

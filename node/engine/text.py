@@ -19,6 +19,9 @@ from node.engine.token_bytes import TokenBytes, credit_by_prefixes, credit_bytes
 from swarm.errors import PolicyError
 from swarm.types import FinishReason, Task
 
+#: Stands for an assistant's turn in a template. Nothing that a template strips, splits or escapes.
+SENTINEL = "AssistantTurn7f3a9c"
+
 
 class HfTextCodec:
     """`TextCodec` over any fast Hugging Face tokenizer that has an end-of-sequence token.
@@ -64,7 +67,7 @@ class HfTextCodec:
         self._tokenizer.save_pretrained(directory)
 
     def prompt(self, task: Task) -> np.ndarray:
-        return np.asarray(self._prompts.encode(self.render(task.prompt), add_special_tokens=False).ids, dtype=np.int32)
+        return self._encode_prompt(self.render(task.prompt))
 
     def render(self, question: str) -> str:
         """What `prompt` encodes: the question as the policy gets to see it."""
@@ -72,8 +75,35 @@ class HfTextCodec:
             question = f"{self._system_prompt}\n\n{question}"
         if not self._tokenizer.chat_template:
             return f"{self._beginning()}{question}\n"
-        system = [{"role": "system", "content": self._system_prompt}] if self._takes_system else []
-        return self._apply([*system, {"role": "user", "content": question}])
+        return self._apply([*self._system(), {"role": "user", "content": question}])
+
+    def next_turn(self, message: str) -> np.ndarray:
+        """Raises PolicyError for a chat template that does not render a conversation of several turns.
+
+        Only what the template writes after the assistant's turn counts, whatever it makes of earlier ones.
+        """
+        eos = self._tokenizer.eos_token
+        assert isinstance(eos, str)
+        # Encoded behind the token that it will follow: some tokenizers treat the beginning of a text differently.
+        return self._encode_prompt(f"{eos}{self._after_eos(message, eos)}")[1:]
+
+    def _after_eos(self, message: str, eos: str) -> str:
+        if not self._tokenizer.chat_template:
+            return f"{message}\n"
+        conversation = [
+            *self._system(),
+            {"role": "user", "content": "?"},
+            {"role": "assistant", "content": SENTINEL},
+            {"role": "user", "content": message},
+        ]
+        try:
+            _, sentinel, tail = self._apply(conversation).partition(SENTINEL)
+        except TemplateError as error:
+            raise PolicyError(f"the chat template does not render a second turn: {error}") from error
+        if not sentinel:
+            raise PolicyError("the chat template does not render a second turn: the assistant's first one is not in it")
+        # The policy has written its end of sequence, without the space that some templates put in front.
+        return tail.lstrip().removeprefix(eos) if tail.lstrip().startswith(eos) else tail
 
     def encode(self, text: str, finish: FinishReason) -> np.ndarray:
         ids = self._responses.encode(text, add_special_tokens=False).ids
@@ -90,8 +120,15 @@ class HfTextCodec:
         lengths[kept] = credits
         return text, lengths
 
+    def _encode_prompt(self, text: str) -> np.ndarray:
+        """int32 [P], special tokens as themselves."""
+        return np.asarray(self._prompts.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+
     def _decode_all(self, ids: list[int]) -> str:
         return self._prompts.decode(ids, skip_special_tokens=False)
+
+    def _system(self) -> list[dict[str, str]]:
+        return [{"role": "system", "content": self._system_prompt}] if self._takes_system else []
 
     def _apply(self, messages: list[dict[str, str]]) -> str:
         rendered = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from node.config import AdvantageConfig, ForeignConfig, LearnerConfig, ObjectiveConfig
@@ -30,7 +31,11 @@ T = TypeVar("T")
 
 
 class PolicyTrainer:
-    """Trains `policy.model`, which belongs to it from now on. An asynchronous context manager."""
+    """Trains `policy.model`, which belongs to it from now on. An asynchronous context manager.
+
+    `sampling_dtype` is what the generator samples with. `probe`, int32 [P], is a text whose log-probabilities go along
+    with the weights, so that a generator can tell whether it has the same ones.
+    """
 
     def __init__(
         self,
@@ -42,6 +47,8 @@ class PolicyTrainer:
         learner: LearnerConfig,
         temperature: float,
         autocast: bool = False,
+        sampling_dtype: torch.dtype = torch.float32,
+        probe: np.ndarray | None = None,
         version: PolicyVersion,
     ) -> None:
         self._model = policy.model.eval()  # dropout would be a difference to the sampler that no update made
@@ -52,12 +59,14 @@ class PolicyTrainer:
         self._learner = learner
         self._temperature = temperature
         self._autocast = autocast
+        self._sampling_dtype = sampling_dtype
+        self._probe = None if probe is None else torch.from_numpy(probe.astype(np.int64)).to(policy.model.device)
         self._version = version
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="trainer")
-        named = [(name, p) for name, p in policy.model.named_parameters() if p.requires_grad]
-        self.parameter_names = [name for name, _ in named]
+        self._trained = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
+        self.parameter_names = list(self._trained)
         self.optimizer = torch.optim.AdamW(
-            [parameter for _, parameter in named],
+            list(self._trained.values()),
             lr=learner.lr,
             betas=learner.betas,
             weight_decay=learner.weight_decay,
@@ -79,15 +88,39 @@ class PolicyTrainer:
         return await self.call(lambda: self._step(batch))
 
     async def weights(self) -> Weights:
-        return await self.call(lambda: Weights(version=self._version, tensors=self.tensors()))
+        """As they are to be sampled with."""
+        return await self.call(self._weights)
 
     async def call(self, function: Callable[[], T]) -> T:
         """Runs `function` between two steps, in the trainer's thread; for whoever must see the weights at rest."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """A copy of the weights by parameter name (tied ones once). Only inside `call`."""
-        return {name: parameter.detach().clone() for name, parameter in self._model.named_parameters()}
+        """A float32 copy of what is trained, by parameter name (tied ones once). Only inside `call`."""
+        return self._copied(torch.float32)
+
+    def _copied(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        return {name: parameter.detach().to(dtype, copy=True) for name, parameter in self._trained.items()}
+
+    def _weights(self) -> Weights:
+        probed = None if self._probe is None else self._probed(self._probe)
+        return Weights(version=self._version, tensors=self._copied(self._sampling_dtype), probe=probed)
+
+    def _probed(self, probe: torch.Tensor) -> np.ndarray:
+        """float32 [P - 1]: log-probability of `probe` [P] after its first token, at temperature 1."""
+        positions = torch.arange(len(probe), device=probe.device)
+        with torch.no_grad(), self._precision():
+            logprobs = action_logprobs(
+                self._model,
+                probe[None],
+                torch.ones_like(probe[None]),
+                positions[None],
+                positions[:-1],
+                probe[1:],
+                temperature=1.0,
+                chunk=self._learner.logit_chunk,
+            )
+        return logprobs.cpu().numpy()
 
     def _step(self, batch: Sequence[Experience]) -> StepReport:
         started = time.perf_counter()
@@ -114,7 +147,6 @@ class PolicyTrainer:
         metrics: dict[str, float] = {}
         updated = False
         for _ in range(self._learner.updates_per_batch):
-            self.optimizer.zero_grad(set_to_none=True)
             sums = []
             for i, micro in enumerate(micro_batches):
                 logp = self._logprobs(micro)
@@ -130,11 +162,12 @@ class PolicyTrainer:
             if math.isfinite(norm):
                 self.optimizer.step()
                 updated = True
+            self.optimizer.zero_grad(set_to_none=True)  # between two steps their memory is the engine's
         self._version = PolicyVersion(self._version + updated)
         return metrics | {"skipped_update": float(not updated)}
 
     def _logprobs(self, micro: MicroBatch) -> torch.Tensor:
-        with torch.autocast(self._model.device.type, torch.bfloat16, enabled=self._autocast):
+        with self._precision():
             return action_logprobs(
                 self._model,
                 micro.input_ids,
@@ -145,6 +178,9 @@ class PolicyTrainer:
                 self._temperature,
                 self._learner.logit_chunk,
             )
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self._model.device.type, torch.bfloat16, enabled=self._autocast)
 
     def _set_lr(self) -> float:
         """Linear warm-up by policy version, so that a resumed learner does not warm up again."""

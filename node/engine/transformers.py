@@ -7,8 +7,10 @@ a few milliseconds for more when it is not full, because the producers all come 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -17,9 +19,10 @@ import torch
 from transformers import PreTrainedModel
 
 from node.config import TransformersEngine
-from node.engine.base import Completion, Weights
+from node.engine.base import FAILED, Completion, TextCodec, Weights
 from node.engine.sampling import SampledRow, sample
-from swarm.types import PolicyVersion, SamplingParams, VersionSpan
+from node.engine.stop import end_at_stop
+from swarm.types import FinishReason, PolicyVersion, SamplingParams, VersionSpan
 
 #: Requests that may wait; who comes later waits for a place.
 MAX_WAITING = 1024
@@ -42,13 +45,13 @@ class TransformersGenerator:
     def __init__(
         self,
         model: PreTrainedModel,
-        eos_id: int,
+        codec: TextCodec,
         config: TransformersEngine,
         version: PolicyVersion,
         rng: torch.Generator,
     ) -> None:
         self._model = model.eval().requires_grad_(False)
-        self._eos_id = eos_id
+        self._codec = codec
         self._config = config
         self._version = version
         self._rng = rng
@@ -62,6 +65,15 @@ class TransformersGenerator:
     def version(self) -> PolicyVersion:
         """Of the weights that the next batch will be sampled with, unless newer ones arrive before."""
         return self._version
+
+    @property
+    def max_length(self) -> int:
+        """Of the model's positions; without a limit for a model that has none."""
+        return getattr(self._model.config, "max_position_embeddings", sys.maxsize)
+
+    @property
+    def in_flight(self) -> int:
+        return self._config.batch_size
 
     async def __aenter__(self) -> TransformersGenerator:
         self._batcher = asyncio.create_task(self._run(), name="generator")
@@ -78,6 +90,8 @@ class TransformersGenerator:
             request.done.cancel()
 
     async def sample(self, prompt: np.ndarray, n: int, params: SamplingParams) -> list[Completion]:
+        if len(prompt) + params.max_new_tokens > self.max_length:
+            return [FAILED] * n
         done: asyncio.Future[list[Completion]] = asyncio.get_running_loop().create_future()
         await self._requests.put(_Request(prompt=prompt, n=n, params=params, done=done))
         return await done
@@ -85,6 +99,13 @@ class TransformersGenerator:
     async def load(self, weights: Weights) -> None:
         if self._newest is None or weights.version >= self._newest.version:
             self._newest = weights
+
+    def make_room(self) -> AbstractAsyncContextManager[None]:
+        """Nothing to do: the models that this engine is for are small."""
+        return nullcontext()
+
+    def gauges(self) -> Mapping[str, float]:
+        return {"engine_waiting": float(self._requests.qsize() + (self._carried is not None))}
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -139,15 +160,25 @@ class TransformersGenerator:
         if weights is not None:
             self._take_over(weights)
         prompts, counts = [request.prompt for request in batch], [request.n for request in batch]
-        groups = sample(self._model, prompts, counts, batch[0].params, self._eos_id, self._rng)
-        return [[self._completion(row) for row in rows] for rows in groups]
+        params = batch[0].params
+        groups = sample(self._model, prompts, counts, params, self._codec.eos_id, self._rng)
+        return [[self._completion(row, params.stop) for row in rows] for rows in groups]
 
     def _take_over(self, weights: Weights) -> None:
+        parameters = dict(self._model.named_parameters())
         with torch.no_grad():
-            for name, parameter in self._model.named_parameters():
-                parameter.copy_(weights.tensors[name])
+            for name, tensor in weights.tensors.items():
+                parameters[name].copy_(tensor)
         self._version = weights.version
 
-    def _completion(self, row: SampledRow) -> Completion:
-        spans = (VersionSpan(version=self._version, length=len(row.ids)),)
-        return Completion(ids=row.ids, logprobs=row.logprobs, versions=spans, finish=row.finish)
+    def _completion(self, row: SampledRow, stop: Sequence[str]) -> Completion:
+        """Cut at the first stop string: a prefix of a sample is a sample, since where it is cut depends on nothing that
+        comes after the cut."""
+        end = end_at_stop(row.ids, self._codec, stop)
+        length, finish = (len(row.ids), row.finish) if end is None else (end, FinishReason.STOP_STRING)
+        return Completion(
+            ids=row.ids[:length],
+            logprobs=row.logprobs[:length],
+            versions=(VersionSpan(version=self._version, length=length),),
+            finish=finish,
+        )

@@ -227,7 +227,7 @@ def _row(
         own=own,
         origin=experience.group.origin,
         staleness=now - (sampled.oldest_version if own else experience.version),
-        truncated=turn.finish is not FinishReason.STOP,
+        truncated=turn.finish.truncated,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -16,6 +17,8 @@ MAX_NAME_CHARS = 64
 MAX_ADDRESS_CHARS = 256
 EPOCH_BYTES = 16
 SIGNATURE_BYTES = 64
+MAX_STOP_STRINGS = 8
+MAX_STOP_BYTES = 64
 
 
 def limit(name: str, value: int, largest: int) -> int:
@@ -53,6 +56,15 @@ def epoch(value: bytes) -> bytes:
     if len(value) != EPOCH_BYTES:
         raise WireError(f"epoch of {len(value)} bytes: must be {EPOCH_BYTES}")
     return value
+
+
+def stop_strings(values: Iterable[str]) -> tuple[str, ...]:
+    """Of sampling parameters: few and short, in UTF-8 bytes; else LimitError."""
+    strings = tuple(values)
+    limit("stop strings", len(strings), MAX_STOP_STRINGS)
+    for string in strings:
+        limit("stop string bytes", len(string.encode()), MAX_STOP_BYTES)
+    return strings
 
 
 def shortest(value: float) -> float:

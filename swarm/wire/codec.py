@@ -63,7 +63,10 @@ def encode_group(group: RolloutGroup) -> bytes:
             model=group.model,
             tokenizer=group.tokenizer,
             sampling=pb.SamplingParams(
-                temperature=sampling.temperature, top_p=sampling.top_p, max_new_tokens=sampling.max_new_tokens
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                max_new_tokens=sampling.max_new_tokens,
+                stop=bounds.stop_strings(sampling.stop),
             ),
             created_at=group.created_at,
         )
@@ -105,6 +108,7 @@ def decode_group(body: bytes, signature: bytes, limits: Limits) -> SignedGroup:
             temperature=bounds.shortest(sampling.temperature),
             top_p=bounds.shortest(sampling.top_p),
             max_new_tokens=sampling.max_new_tokens,
+            stop=bounds.stop_strings(sampling.stop),
         ),
         created_at=message.created_at,
     )

@@ -24,6 +24,7 @@ _FINISHES = {
     pb.FINISH_REASON_STOP: FinishReason.STOP,
     pb.FINISH_REASON_LENGTH: FinishReason.LENGTH,
     pb.FINISH_REASON_ERROR: FinishReason.ERROR,
+    pb.FINISH_REASON_STOP_STRING: FinishReason.STOP_STRING,
 }
 _ROLE_NUMBERS = {role: number for number, role in _ROLES.items()}
 _FINISH_NUMBERS = {finish: number for number, finish in _FINISHES.items()}

@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17swarm/v1/exchange.proto\x12\x08swarm.v1\"W\n\x07TaskRef\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x63onfig\x18\x03 \x01(\t\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12\r\n\x05index\x18\x05 \x01(\x04\".\n\x0bVersionSpan\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0e\n\x06length\x18\x02 \x01(\r\"m\n\rSampledTokens\x12\x10\n\x08logprobs\x18\x01 \x01(\x0c\x12\x14\n\x0c\x62yte_lengths\x18\x02 \x03(\r\x12\'\n\x08versions\x18\x03 \x03(\x0b\x32\x15.swarm.v1.VersionSpan\x12\x0b\n\x03ids\x18\x04 \x03(\r\"\x84\x01\n\x04Turn\x12\x1c\n\x04role\x18\x01 \x01(\x0e\x32\x0e.swarm.v1.Role\x12\x0c\n\x04text\x18\x02 \x01(\t\x12&\n\x06\x66inish\x18\x03 \x01(\x0e\x32\x16.swarm.v1.FinishReason\x12(\n\x07sampled\x18\x04 \x01(\x0b\x32\x17.swarm.v1.SampledTokens\"(\n\x07Rollout\x12\x1d\n\x05turns\x18\x01 \x03(\x0b\x32\x0e.swarm.v1.Turn\"L\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\x16\n\x0emax_new_tokens\x18\x03 \x01(\r\"\xe7\x01\n\x0cRolloutGroup\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05swarm\x18\x02 \x01(\t\x12\x0e\n\x06origin\x18\x03 \x01(\t\x12\x1f\n\x04task\x18\x04 \x01(\x0b\x32\x11.swarm.v1.TaskRef\x12#\n\x08rollouts\x18\x05 \x03(\x0b\x32\x11.swarm.v1.Rollout\x12\r\n\x05model\x18\x06 \x01(\t\x12\x11\n\ttokenizer\x18\x07 \x01(\t\x12*\n\x08sampling\x18\x08 \x01(\x0b\x32\x18.swarm.v1.SamplingParams\x12\x12\n\ncreated_at\x18\t \x01(\x01\".\n\x0bSignedGroup\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\xb0\x01\n\x0c\x41nnouncement\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05swarm\x18\x02 \x01(\t\x12\x0c\n\x04peer\x18\x03 \x01(\t\x12\x11\n\taddresses\x18\x04 \x03(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x0c\x12\x0c\n\x04head\x18\x06 \x01(\x04\x12\x0c\n\x04name\x18\x07 \x01(\t\x12\r\n\x05model\x18\x08 \x01(\t\x12\x11\n\ttokenizer\x18\t \x01(\t\x12\x11\n\tissued_at\x18\n \x01(\x01\"5\n\x12SignedAnnouncement\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"O\n\x0bPullRequest\x12\r\n\x05swarm\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63ursor\x18\x03 \x01(\x04\x12\x12\n\nmax_groups\x18\x04 \x01(\r\"S\n\x0cPullResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x0c\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x04\x12$\n\x05group\x18\x03 \x01(\x0b\x32\x15.swarm.v1.SignedGroup*N\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\r\n\tROLE_USER\x10\x01\x12\x12\n\x0eROLE_ASSISTANT\x10\x02\x12\r\n\tROLE_TOOL\x10\x03*x\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17swarm/v1/exchange.proto\x12\x08swarm.v1\"W\n\x07TaskRef\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x63onfig\x18\x03 \x01(\t\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12\r\n\x05index\x18\x05 \x01(\x04\".\n\x0bVersionSpan\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0e\n\x06length\x18\x02 \x01(\r\"m\n\rSampledTokens\x12\x10\n\x08logprobs\x18\x01 \x01(\x0c\x12\x14\n\x0c\x62yte_lengths\x18\x02 \x03(\r\x12\'\n\x08versions\x18\x03 \x03(\x0b\x32\x15.swarm.v1.VersionSpan\x12\x0b\n\x03ids\x18\x04 \x03(\r\"\x84\x01\n\x04Turn\x12\x1c\n\x04role\x18\x01 \x01(\x0e\x32\x0e.swarm.v1.Role\x12\x0c\n\x04text\x18\x02 \x01(\t\x12&\n\x06\x66inish\x18\x03 \x01(\x0e\x32\x16.swarm.v1.FinishReason\x12(\n\x07sampled\x18\x04 \x01(\x0b\x32\x17.swarm.v1.SampledTokens\"(\n\x07Rollout\x12\x1d\n\x05turns\x18\x01 \x03(\x0b\x32\x0e.swarm.v1.Turn\"Z\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\x16\n\x0emax_new_tokens\x18\x03 \x01(\r\x12\x0c\n\x04stop\x18\x04 \x03(\t\"\xe7\x01\n\x0cRolloutGroup\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05swarm\x18\x02 \x01(\t\x12\x0e\n\x06origin\x18\x03 \x01(\t\x12\x1f\n\x04task\x18\x04 \x01(\x0b\x32\x11.swarm.v1.TaskRef\x12#\n\x08rollouts\x18\x05 \x03(\x0b\x32\x11.swarm.v1.Rollout\x12\r\n\x05model\x18\x06 \x01(\t\x12\x11\n\ttokenizer\x18\x07 \x01(\t\x12*\n\x08sampling\x18\x08 \x01(\x0b\x32\x18.swarm.v1.SamplingParams\x12\x12\n\ncreated_at\x18\t \x01(\x01\".\n\x0bSignedGroup\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\xb0\x01\n\x0c\x41nnouncement\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05swarm\x18\x02 \x01(\t\x12\x0c\n\x04peer\x18\x03 \x01(\t\x12\x11\n\taddresses\x18\x04 \x03(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x0c\x12\x0c\n\x04head\x18\x06 \x01(\x04\x12\x0c\n\x04name\x18\x07 \x01(\t\x12\r\n\x05model\x18\x08 \x01(\t\x12\x11\n\ttokenizer\x18\t \x01(\t\x12\x11\n\tissued_at\x18\n \x01(\x01\"5\n\x12SignedAnnouncement\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"O\n\x0bPullRequest\x12\r\n\x05swarm\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63ursor\x18\x03 \x01(\x04\x12\x12\n\nmax_groups\x18\x04 \x01(\r\"S\n\x0cPullResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x0c\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x04\x12$\n\x05group\x18\x03 \x01(\x0b\x32\x15.swarm.v1.SignedGroup*N\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\r\n\tROLE_USER\x10\x01\x12\x12\n\x0eROLE_ASSISTANT\x10\x02\x12\r\n\tROLE_TOOL\x10\x03*\x97\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x03\x12\x1d\n\x19\x46INISH_REASON_STOP_STRING\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'swarm.v1.exchange_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=1222
-  _globals['_ROLE']._serialized_end=1300
-  _globals['_FINISHREASON']._serialized_start=1302
-  _globals['_FINISHREASON']._serialized_end=1422
+  _globals['_ROLE']._serialized_start=1236
+  _globals['_ROLE']._serialized_end=1314
+  _globals['_FINISHREASON']._serialized_start=1317
+  _globals['_FINISHREASON']._serialized_end=1468
   _globals['_TASKREF']._serialized_start=37
   _globals['_TASKREF']._serialized_end=124
   _globals['_VERSIONSPAN']._serialized_start=126
@@ -46,17 +46,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROLLOUT']._serialized_start=420
   _globals['_ROLLOUT']._serialized_end=460
   _globals['_SAMPLINGPARAMS']._serialized_start=462
-  _globals['_SAMPLINGPARAMS']._serialized_end=538
-  _globals['_ROLLOUTGROUP']._serialized_start=541
-  _globals['_ROLLOUTGROUP']._serialized_end=772
-  _globals['_SIGNEDGROUP']._serialized_start=774
-  _globals['_SIGNEDGROUP']._serialized_end=820
-  _globals['_ANNOUNCEMENT']._serialized_start=823
-  _globals['_ANNOUNCEMENT']._serialized_end=999
-  _globals['_SIGNEDANNOUNCEMENT']._serialized_start=1001
-  _globals['_SIGNEDANNOUNCEMENT']._serialized_end=1054
-  _globals['_PULLREQUEST']._serialized_start=1056
-  _globals['_PULLREQUEST']._serialized_end=1135
-  _globals['_PULLRESPONSE']._serialized_start=1137
-  _globals['_PULLRESPONSE']._serialized_end=1220
+  _globals['_SAMPLINGPARAMS']._serialized_end=552
+  _globals['_ROLLOUTGROUP']._serialized_start=555
+  _globals['_ROLLOUTGROUP']._serialized_end=786
+  _globals['_SIGNEDGROUP']._serialized_start=788
+  _globals['_SIGNEDGROUP']._serialized_end=834
+  _globals['_ANNOUNCEMENT']._serialized_start=837
+  _globals['_ANNOUNCEMENT']._serialized_end=1013
+  _globals['_SIGNEDANNOUNCEMENT']._serialized_start=1015
+  _globals['_SIGNEDANNOUNCEMENT']._serialized_end=1068
+  _globals['_PULLREQUEST']._serialized_start=1070
+  _globals['_PULLREQUEST']._serialized_end=1149
+  _globals['_PULLRESPONSE']._serialized_start=1151
+  _globals['_PULLRESPONSE']._serialized_end=1234
 # @@protoc_insertion_point(module_scope)

@@ -1,0 +1,92 @@
+"""Which engine samples for a node, and how it is opened."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from node.config import NodeConfig, TransformersEngine, VllmEngine
+from node.engine.available import engines
+from node.engine.base import Generator, Weights
+from node.engine.choice import choose_engine
+from node.engine.parity import TEXT, probe_ids
+from node.engine.policy import Policy
+from node.engine.transformers import TransformersGenerator
+from node.engine.vllm.environment import set_defaults
+from swarm.errors import EngineError
+from swarm.types import FinishReason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenEngine:
+    config: TransformersEngine | VllmEngine
+    max_length: int
+    """Tokens of a prompt and its response together that it is asked for."""
+    probe: np.ndarray | None
+    """int32 [P]: what the learner's weights must come with; None where nobody compares."""
+
+
+def choose(config: NodeConfig, policy: Policy) -> ChosenEngine:
+    """Raises EngineError for an engine that is not usable here, or that is to sample more than the model has positions
+    for."""
+    engine = choose_engine(config.engine, policy.model.num_parameters(), policy.model.device.type, engines())
+    if isinstance(engine, TransformersEngine):
+        return ChosenEngine(config=engine, max_length=0, probe=None)
+    positions = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    asked = config.sampler.max_prompt_tokens + config.sampler.max_new_tokens
+    if positions is not None and engine.max_length > positions:
+        raise EngineError(
+            f"engine.max_length = {engine.max_length} is not allowed; the policy has {positions} positions"
+        )
+    max_length = engine.max_length or min(asked, positions or asked)
+    if max_length <= config.sampler.max_new_tokens:
+        raise EngineError(
+            f"sampler.max_new_tokens = {config.sampler.max_new_tokens} leaves no room for a prompt; the engine has"
+            f" {max_length} tokens for both"
+        )
+    text = policy.codec.encode(TEXT, FinishReason.LENGTH)
+    return ChosenEngine(config=engine, max_length=max_length, probe=probe_ids(text, max_length))
+
+
+@asynccontextmanager
+async def open_generator(
+    config: NodeConfig,
+    chosen: ChosenEngine,
+    policy: Policy,
+    weights: Weights,
+    rng: torch.Generator,
+    counters: Counter[str],
+    warn: Callable[[str], None],
+) -> AsyncIterator[Generator]:
+    """Up and sampling with `weights`. Raises EngineError. `rng` draws the tokens where that can be continued."""
+    if isinstance(chosen.config, TransformersEngine):
+        copy = policy.sampling_copy(config.policy.dtype)
+        async with TransformersGenerator(copy, policy.codec, chosen.config, weights.version, rng) as generator:
+            yield generator
+        return
+
+    async with await asyncio.to_thread(_vllm, config, chosen, policy, weights, counters, warn) as generator:
+        yield generator
+
+
+def _vllm(
+    config: NodeConfig,
+    chosen: ChosenEngine,
+    policy: Policy,
+    weights: Weights,
+    counters: Counter[str],
+    warn: Callable[[str], None],
+) -> AbstractAsyncContextManager[Generator]:
+    """In a thread: vLLM takes seconds to import, and need not be installed where it is not wanted."""
+    assert isinstance(chosen.config, VllmEngine)
+    assert chosen.probe is not None  # `choose` made one
+    set_defaults()
+    from node.engine.vllm.opening import vllm_generator
+
+    return vllm_generator(config, chosen.config, chosen.max_length, chosen.probe, policy, weights, counters, warn)

@@ -1,0 +1,152 @@
+"""From a node's config to a `VllmGenerator`: how much memory, which devices, which way for the weights."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from node.config import NodeConfig, VllmEngine
+from node.engine.available import engines
+from node.engine.base import Weights
+from node.engine.policy import Policy, resolve_model
+from node.engine.room import ModelSize, Plan, engine_devices, machine, plan
+from node.engine.vllm.environment import engine_environment
+from node.engine.vllm.generator import VllmGenerator
+from node.engine.vllm.handoff import Adapters, AllWeights, HandOff
+from node.engine.vllm.keeper import EngineKeeper
+from node.engine.vllm.process import Engine, EngineSpec
+from node.engine.vllm.transport import CudaIpcTransport, MemoryTransport, Transport
+
+log = logging.getLogger(__name__)
+
+#: Adapters that requests in flight may have begun with; each takes a little of the engine's memory.
+LIVE_ADAPTERS = 4
+
+
+def vllm_generator(
+    config: NodeConfig,
+    engine: VllmEngine,
+    max_length: int,
+    probe: np.ndarray,
+    policy: Policy,
+    weights: Weights,
+    counters: Counter[str],
+    warn: Callable[[str], None],
+) -> VllmGenerator:
+    """Not started yet; see `node.engine.opening`. Raises EngineError when it does not fit into memory."""
+    learner = policy.model.device
+    devices = engine_devices(engine, learner) if engines()["vllm"].build == "CUDA" else ()
+    shared = plan(
+        size=_size(policy),
+        dtype=config.policy.dtype,
+        max_length=max_length,
+        learner=config.learner,
+        engine=engine,
+        machine=machine(devices, learner),
+    )
+    log.info("vLLM: %s", shared)
+    transport = _transport(engine, devices, learner)
+    spec = _spec(config, engine, max_length, policy, shared, devices, transport)
+
+    def start(number: int) -> Engine:
+        return Engine.start(spec, policy.codec.eos_id, _seed(config.seed, weights.version, number))
+
+    keeper = EngineKeeper(
+        start=start,
+        hand_off=_hand_off(engine, policy, transport),
+        config=engine,
+        dtype=config.policy.dtype,
+        probe=probe,
+        weights=weights,
+        counters=counters,
+        warn=warn,
+    )
+    return VllmGenerator(
+        keeper,
+        policy.codec,
+        engine,
+        max_length=max_length,
+        max_in_flight=shared.max_in_flight,
+        counters=counters,
+        warn=warn,
+    )
+
+
+def _spec(
+    config: NodeConfig,
+    engine: VllmEngine,
+    max_length: int,
+    policy: Policy,
+    shared: Plan,
+    devices: tuple[int, ...],
+    transport: Transport,
+) -> EngineSpec:
+    adapter = policy.adapter
+    on_cpu = not devices
+    return EngineSpec(
+        model=_described(policy.model, config.data_dir / "engine") if adapter is None else resolve_model(adapter.base),
+        dtype=config.policy.dtype,
+        max_length=max_length,
+        max_in_flight=shared.max_in_flight,
+        # On a GPU vLLM measures for itself what is left within the fraction, its activations included.
+        kv_cache_bytes=shared.kv_cache_bytes if on_cpu or engine.kv_cache_gib else 0,
+        memory_fraction=shared.memory_fraction,
+        tensor_parallel_size=engine.tensor_parallel_size,
+        backend=transport.backend,
+        lora_rank=adapter.lora.rank if adapter is not None else 0,
+        live_adapters=LIVE_ADAPTERS if adapter is not None else 1,
+        sleep=engine.sleep,
+        eager=on_cpu,
+        variables=engine_environment("cpu" if on_cpu else "cuda", devices, config.threads),
+    )
+
+
+def _described(model: PreTrainedModel, directory: Path) -> str:
+    """A directory that describes the model, without its weights: those are handed over."""
+    described = copy.deepcopy(model.config)
+    described.architectures = [type(model).__name__]
+    described.save_pretrained(directory)
+    return str(directory)
+
+
+def _hand_off(engine: VllmEngine, policy: Policy, transport: Transport) -> HandOff:
+    if policy.adapter is not None:
+        return Adapters(policy.adapter.save, live=LIVE_ADAPTERS, timeout_s=engine.update_timeout_s)
+    return AllWeights(
+        transport, tied(policy.model), recompute_kv=engine.recompute_kv, timeout_s=engine.update_timeout_s
+    )
+
+
+def tied(model: torch.nn.Module) -> Mapping[str, str]:
+    """Name of a parameter that is another one's -> that one's name."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    every = model.named_parameters(remove_duplicate=False)
+    return {name: names[id(parameter)] for name, parameter in every if names[id(parameter)] != name}
+
+
+def _transport(engine: VllmEngine, devices: tuple[int, ...], learner: torch.device) -> Transport:
+    """ "auto": by CUDA IPC where learner and engine are on one and the same GPU."""
+    same = devices == (learner.index or 0,) and learner.type == "cuda"
+    return (
+        CudaIpcTransport()
+        if engine.transfer == "cuda_ipc" or (engine.transfer == "auto" and same)
+        else MemoryTransport()
+    )
+
+
+def _size(policy: Policy) -> ModelSize:
+    every = list(policy.model.parameters())
+    trained = sum(parameter.numel() for parameter in every if parameter.requires_grad)
+    return ModelSize.of(policy.model.config, sum(parameter.numel() for parameter in every), trained)
+
+
+def _seed(seed: int, version: int, number: int) -> int:
+    """Of an engine: one that is started again must not draw the same tokens again."""
+    return int(np.random.SeedSequence([seed, version, number]).generate_state(1)[0])
