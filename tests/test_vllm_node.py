@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import psutil
 import pytest
 
 from node.config import NodeConfig
@@ -27,6 +28,11 @@ def vllm_node(tmp_path: Path, **policy: object) -> NodeConfig:
     )
 
 
+def of_vllm() -> list[psutil.Process]:
+    """The judges are processes of the node, too."""
+    return [process for process in engine_processes() if any("VLLM" in word for word in process.cmdline())]
+
+
 async def steps(node: RunningNode, more: int) -> None:
     wanted = node.learning.steps + more
     await until(lambda: node.learning.steps >= wanted, node)
@@ -40,13 +46,14 @@ async def test_a_node_learns_with_it_and_goes_on_when_it_dies(tmp_path: Path) ->
         assert status.counters["parity_failures"] == 0
         assert status.metrics["engine_deviation"] < 1e-4
         assert status.metrics["engine_version"] >= 1
-        processes = engine_processes()
+        processes = of_vllm()
+        assert len(processes) == 2, "its core and its worker"
         processes[0].kill()
         await until(lambda: node.status().counters["engine_restarts"] == 1, node)
         assert await node.learning.checkpoint()
         await steps(node, 5)
         await until(lambda: node.status().metrics["engine_version"] >= node.learning.steps - 8, node)
-        processes += engine_processes()
+        processes += of_vllm()
     assert none_alive(processes)
 
 
@@ -77,8 +84,7 @@ async def test_what_cannot_work_is_said_before_anything_is_started(
 ) -> None:
     config = vllm_node(tmp_path)
     table = config.engine.model_copy(update=engine)
-    before = engine_processes()
     with pytest.raises(Exception, match=complaint):
         async with running(config.model_copy(update={"engine": table})):
             raise AssertionError("it is up")
-    assert engine_processes() == before
+    assert of_vllm() == []

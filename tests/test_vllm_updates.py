@@ -124,6 +124,7 @@ async def test_a_failed_update_is_tried_again(up: Rig, monkeypatch: pytest.Monke
         assert up.learner.errors(PROMPT, completion)[0].max() < EXACT
     (completion,) = await up.whole(1, 50)
     assert up.learner.error(PROMPT, completion) < EXACT
+    assert len(up.engines) == 1
 
 
 async def test_nothing_was_wrong_so_far(up: Rig) -> None:
@@ -134,23 +135,27 @@ async def test_nothing_was_wrong_so_far(up: Rig) -> None:
 
 @pytest.mark.parametrize(("spoil", "difference"), [(wrong, r"[\d.e-]+"), (not_numbers, "inf")])
 async def test_a_parameter_that_went_wrong_is_named_and_mended(up: Rig, spoil: Spoil, difference: str) -> None:
+    """Nothing of the wrong weights is handed out: neither what was under way, nor what began and ended with them."""
     before = up.counters.copy()
-    sampling = asyncio.create_task(up.whole(2 * SLOTS, LONG))
-    await until(lambda: up.unfinished == SLOTS)
+    weights = up.learner.learn()
+    under_way = asyncio.create_task(up.whole(GROUP, LONG))
+    await until(lambda: up.unfinished == GROUP)
     up.warnings.clear()
     up.transport.spoil, up.transport.times = spoil, 1
-    await up.load(up.learner.learn())
+    loading, short = asyncio.create_task(up.load(weights)), []
+    while not loading.done():
+        short += await up.whole(SLOTS - GROUP, 2)
     assert len(up.warnings) == 1
     assert re.fullmatch(
         rf"vLLM and the learner differ by {difference} nats in version {up.learner.version}, at most 0.0001 is allowed:"
         rf" wrong is {K_PROJ}; all weights are loaded anew",
         up.warnings[0],
     )
-    for completion in await sampling:  # nothing of the wrong weights is handed out
+    for completion in [*short, *await under_way]:
         assert up.learner.error(PROMPT, completion) < EXACT
     counted = up.counters - before
     assert counted["parity_failures"] == 1
-    assert counted["resampled"] >= SLOTS
+    assert counted["resampled"] > GROUP
     assert counted["engine_restarts"] == 0
 
 
@@ -163,10 +168,11 @@ async def test_an_update_that_keeps_failing_costs_the_engine(up: Rig, monkeypatc
     await up.load(up.learner.learn())
     assert failures == [up.learner.version] * 2
     for completion in await sampling:
-        assert [span.version for span in completion.versions] == [up.learner.version]
         assert up.learner.error(PROMPT, completion) < EXACT
     counted = up.counters - before
-    assert (counted["engine_restarts"], counted["resampled"]) == (1, SLOTS)
+    assert counted["resampled"] == len([c for c in sampling.result() if c.versions[-1].version == up.learner.version])
+    assert counted["resampled"] > SLOTS / 2
+    assert counted["engine_restarts"] == 1
     assert len(up.engines) == 2
     assert up.warnings[-1] == "vLLM is started again: vLLM failed: half of the weights"
 

@@ -32,7 +32,7 @@ from node.engine.base import Completion, Weights
 from node.engine.parity import TEXT, probe_ids
 from node.engine.policy import Policy, load_policy
 from node.engine.vllm.generator import VllmGenerator
-from node.engine.vllm.handoff import AllWeights
+from node.engine.vllm.handoff import AllWeights, HandOff
 from node.engine.vllm.keeper import EngineKeeper
 from node.engine.vllm.opening import tied
 from node.engine.vllm.process import Engine, EngineSpec
@@ -141,7 +141,7 @@ class SpoiledTransport(MemoryTransport):
 class Rig:
     learner: Learner
     keeper: EngineKeeper
-    hand_off: AllWeights
+    hand_off: HandOff
     generator: VllmGenerator
     transport: SpoiledTransport
     engines: list[Engine]
@@ -208,6 +208,7 @@ def spec_of(policy_dir: Path, **changes: object) -> EngineSpec:
         "tensor_parallel_size": 1,
         "backend": MemoryTransport.backend,
         "lora_rank": 0,
+        "lora_targets": (),
         "live_adapters": 1,
         "sleep": False,
         "eager": True,
@@ -220,11 +221,13 @@ def spec_of(policy_dir: Path, **changes: object) -> EngineSpec:
 async def rig(
     policy_dir: Path,
     config: VllmEngine | None = None,
-    transport: SpoiledTransport | None = None,
+    hand_off: HandOff | None = None,
+    policy: Policy | None = None,
     spec: EngineSpec | None = None,
+    transport: SpoiledTransport | None = None,
 ) -> AsyncIterator[Rig]:
     config, transport = config or VllmEngine(), transport or SpoiledTransport()
-    policy = load_policy(PolicyConfig(model=str(policy_dir), device="cpu"))
+    policy = policy or load_policy(PolicyConfig(model=str(policy_dir), device="cpu"))
     learner, counters, warnings = Learner(policy), Counter[str](), list[str]()
     engines: list[Engine] = []
 
@@ -232,7 +235,7 @@ async def rig(
         engines.append(Engine.start(spec or spec_of(policy_dir), policy.codec.eos_id, seed=number))
         return engines[-1]
 
-    hand_off = AllWeights(
+    hand_off = hand_off or AllWeights(
         transport, tied(policy.model), recompute_kv=config.recompute_kv, timeout_s=config.update_timeout_s
     )
     keeper = EngineKeeper(

@@ -88,6 +88,7 @@ class Bench:
     producer: Producer
     version: int = 0
     pauses: list[float] = field(default_factory=list)
+    deviations: list[float] = field(default_factory=list)
     numbers: Iterator[int] = field(default_factory=itertools.count)
     dice: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
@@ -144,7 +145,9 @@ class Bench:
         await self.trainer.call(drift)
         await self.generator.load(replace(await self.trainer.weights(), version=PolicyVersion(self.version)))
         await self.generator.keeper.reached(PolicyVersion(self.version))
-        self.pauses.append(self.generator.gauges()["engine_pause_ms"])
+        gauges = self.generator.gauges()
+        self.pauses.append(gauges["engine_pause_ms"])
+        self.deviations.append(gauges["engine_deviation"])
 
     async def swapping(self) -> None:
         while True:
@@ -258,6 +261,7 @@ async def measure(config: NodeConfig, seconds: float, rounds: int) -> None:
         while bench.version < 100:
             await bench.swap()
         _print_pauses("swap pause, idle", bench.pauses)
+        print(f"  largest difference on the probe: {max(bench.deviations):.1e} nats")
         print(f"  after {bench.version} swaps learner and engine differ by {await bench.agreement():.1e} nats a token")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ def set_defaults() -> None:
     """Before vLLM is imported."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # which it does too, after its first words
 
 
 def engine_environment(device: str, devices: Sequence[int], threads: int) -> dict[str, str]:

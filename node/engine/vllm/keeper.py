@@ -80,6 +80,7 @@ class EngineKeeper:
         self._given = asyncio.Event()
         self._requests = 0
         self._active_since = 0.0  # when there was last a reason for no token to come
+        self._was_up = False
         self._lost_in_a_row = 0
         self._gauges = {"engine_pause_ms": 0.0, "engine_deviation": 0.0, "engine_version": float(weights.version)}
 
@@ -180,42 +181,47 @@ class EngineKeeper:
     async def _one_engine(self, number: int) -> None:
         """From its start until it is lost. Raises EngineError when there is no point in another one."""
         self._loss = None
-        engine = await self._started(number)
         try:
-            await engine.introduce()
-            await self._hand_off.begin(engine)
-            given = await self._give(engine)
-            self._open_to_requests(engine)
-            await self._serve(engine, given)
-        except EngineLost as error:
-            self._lost_in_a_row += 1
-            if self._lost_in_a_row > self._config.restarts:
-                raise EngineError(
-                    f"vLLM was lost {self._lost_in_a_row} times without a token in between"
-                    f" (engine.restarts = {self._config.restarts}): {error}"
-                ) from error
-            self._warn(f"vLLM is started again: {error}")
-            log.warning("vLLM is started again: %s", error)
-        finally:
-            self._close_to_requests()
-            self._settle(False)
+            engine = await self._started(number)
             try:
-                await _to_its_end(asyncio.to_thread(engine.kill))
+                await engine.introduce()
+                await self._hand_off.begin(engine)
+                given = await self._give(engine)
+                self._open_to_requests(engine)
+                await self._serve(engine, given)
             finally:
-                engine.dismiss()
+                self._close_to_requests()
+                self._settle(False)
+                try:
+                    await _to_its_end(asyncio.to_thread(engine.kill))
+                finally:
+                    engine.dismiss()
+        except EngineLost as error:
+            self._count_loss(error)
 
     async def _started(self, number: int) -> Engine:
-        """Cancelled, it ends what it has started. Raises EngineError: what does not start once never will."""
+        """Cancelled, it ends what it has started. Raises EngineLost."""
         starting = asyncio.ensure_future(asyncio.to_thread(self._start, number))
         try:
             return await asyncio.shield(starting)
-        except EngineLost as error:
-            raise EngineError(str(error)) from error
         except asyncio.CancelledError:
             await asyncio.wait([starting])
             if starting.exception() is None:
                 await asyncio.to_thread(starting.result().kill)
             raise
+
+    def _count_loss(self, error: EngineLost) -> None:
+        """Raises EngineError when there is no point in another engine: one that was never up never will be."""
+        if not self._was_up:
+            raise EngineError(str(error)) from error
+        self._lost_in_a_row += 1
+        if self._lost_in_a_row > self._config.restarts:
+            raise EngineError(
+                f"vLLM was lost {self._lost_in_a_row} times without a token in between"
+                f" (engine.restarts = {self._config.restarts}): {error}"
+            ) from error
+        self._warn(f"vLLM is started again: {error}")
+        log.warning("vLLM is started again: %s", error)
 
     async def _serve(self, engine: Engine, given: Weights) -> None:
         """Hands over whatever is newer than `given`, until the engine is lost."""
@@ -243,7 +249,7 @@ class EngineKeeper:
         if self._loss is not None:
             raise self._loss
         if engine.dead:
-            raise EngineLost("vLLM's processes are dead")
+            raise engine.death
         silent_s = time.monotonic() - max(engine.pulse.last_token_at, self._active_since)
         if self._requests and not self._quiet.locked() and silent_s > self._config.stall_timeout_s:
             raise EngineLost(f"no token for {silent_s:.0f} s (engine.stall_timeout_s)")
@@ -325,7 +331,7 @@ class EngineKeeper:
             self._handover.verdict.set_result(right)
 
     def _open_to_requests(self, engine: Engine) -> None:
-        self._engine = engine
+        self._engine, self._was_up = engine, True
         self._up.set()
 
     def _close_to_requests(self) -> None:

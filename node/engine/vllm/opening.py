@@ -101,6 +101,7 @@ def _spec(
         tensor_parallel_size=engine.tensor_parallel_size,
         backend=transport.backend,
         lora_rank=adapter.lora.rank if adapter is not None else 0,
+        lora_targets=adapter.lora.targets if adapter is not None else (),
         live_adapters=LIVE_ADAPTERS if adapter is not None else 1,
         sleep=engine.sleep,
         eager=on_cpu,

@@ -12,10 +12,15 @@ import threading
 OWNER = "SWARM_NODE_ENGINE_OWNER"
 
 
+def is_of_an_engine() -> bool:
+    """Whether this process is one that an engine is made of, and not the node itself."""
+    return OWNER in os.environ and int(os.environ[OWNER]) != os.getpid()
+
+
 def die_with_owner() -> None:
-    """In a process that an engine is made of; does nothing in any other, and nothing in the node itself."""
-    owner = int(os.environ.get(OWNER, "0"))
-    if owner and owner != os.getpid():
+    """In a process that an engine is made of; does nothing in any other."""
+    if is_of_an_engine():
+        owner = int(os.environ[OWNER])
         threading.Thread(target=_die_with, args=(owner,), daemon=True, name="owner-watch").start()
 
 

@@ -29,6 +29,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
 from node.engine.vllm.environment import environment
+from node.engine.vllm.reason import Reason
 
 T = TypeVar("T")
 
@@ -64,6 +65,8 @@ class EngineSpec:
     """Of the weight transfer."""
     lora_rank: int
     """0 for none."""
+    lora_targets: tuple[str, ...]
+    """Names of the linear layers that adapters have something for."""
     live_adapters: int
     """Adapters that requests in flight may have been started with."""
     sleep: bool
@@ -93,6 +96,8 @@ class EngineSpec:
             worker_extension_cls="node.engine.vllm.worker.WorkerExtension",
             enable_lora=bool(self.lora_rank),
             max_lora_rank=_admitted_rank(self.lora_rank),  # type: ignore[arg-type]  # a literal type there
+            # Left to itself, vLLM makes room for one on the output head too, and then fails on a probe beside requests.
+            lora_target_modules=list(self.lora_targets) or None,
             max_loras=self.live_adapters,
             max_cpu_loras=self.live_adapters,
             disable_log_stats=True,
@@ -138,9 +143,10 @@ class Pulse(StatLoggerBase):
 class Engine:
     """Made by `start`; `kill` ends it. Everything else needs the event loop that it was first used in."""
 
-    def __init__(self, llm: AsyncLLM, pulse: Pulse, eos_id: int) -> None:
+    def __init__(self, llm: AsyncLLM, pulse: Pulse, reason: Reason, eos_id: int) -> None:
         self.llm = llm
         self.pulse = pulse
+        self._reason = reason
         self._eos_id = eos_id
         self._numbers = itertools.count()
         self._processes: list[int] = []
@@ -149,22 +155,29 @@ class Engine:
     def start(cls, spec: EngineSpec, eos_id: int, seed: int) -> Engine:
         """Blocks for as long as it takes: for a thread. Raises EngineLost, with vLLM's own reason."""
         pulses: list[Pulse] = []
+        reason = Reason()
 
         def pulse(vllm_config: VllmConfig, engine_index: int) -> Pulse:
             pulses.append(Pulse(vllm_config, engine_index))
             return pulses[-1]
 
         try:
-            with environment(spec.variables):
+            with environment({**spec.variables, **reason.variables}):
                 llm = AsyncLLM.from_engine_args(spec.arguments(seed), stat_loggers=[pulse])
         except (RuntimeError, ValueError, OSError, VLLMError) as error:
-            raise EngineLost(f"vLLM does not start: {error}") from error
-        return cls(llm, pulses[0], eos_id)
+            raise EngineLost(f"vLLM does not start: {reason.first() or error}") from error
+        return cls(llm, pulses[0], reason, eos_id)
 
     async def introduce(self) -> None:
         """Once, after the start."""
         for process, parent in await self.ask(self.llm.collective_rpc("swarm_processes"), 60.0):
             self._processes += [each for each in (process, parent) if each != os.getpid()]
+
+    @property
+    def death(self) -> EngineLost:
+        """What to say of it."""
+        why = self._reason.first()
+        return EngineLost(f"vLLM's processes are dead: {why}" if why else "vLLM's processes are dead")
 
     @property
     def dead(self) -> bool:
@@ -184,7 +197,7 @@ class Engine:
         except TimeoutError as error:
             raise EngineLost(f"vLLM did not answer within {timeout_s:g} s") from error
         except EngineDeadError as error:
-            raise EngineLost("vLLM's processes are dead") from error
+            raise self.death from error
         except Exception as error:  # a worker's exception comes as whatever it was
             raise EngineLost(f"vLLM failed: {error}") from error
 
@@ -225,7 +238,7 @@ class Engine:
                 if enough is not None and not output.finished and enough(np.array(ids, dtype=np.int32)):
                     await self.llm.abort(name)
         except EngineDeadError as error:
-            raise EngineLost("vLLM's processes are dead") from error
+            raise self.death from error
         except RetryableRequestError:
             return _sampled(ids, logprobs, None)
         except VLLMError as error:
