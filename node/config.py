@@ -166,7 +166,6 @@ class VllmEngine(Table):
     """How weights get there: by CUDA IPC on the same GPU, or through shared memory."""
     parity_tolerance: NonNegativeFloat = 0.0
     """Largest difference to the learner's log-probabilities of a fixed text; 0 for 1e-4 (float32), 0.25 (bfloat16)."""
-    start_timeout_s: PositiveFloat = 600.0
     update_timeout_s: PositiveFloat = 60.0
     """For one weight update, after which the engine is started anew."""
     stall_timeout_s: PositiveFloat = 60.0

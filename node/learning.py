@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -21,6 +21,7 @@ from node.config import CheckpointConfig, ForeignConfig
 from node.engine.base import StepReport, Weights
 from node.engine.policy import Policy
 from node.engine.trainer import PolicyTrainer
+from node.engine.uninterrupted import to_its_end
 from node.experience import Experience
 from node.metrics import MetricsLog
 from node.pool import RolloutPool
@@ -88,7 +89,7 @@ class Learning:
 
     async def step(self, batch: Sequence[Experience]) -> None:
         """One step, and what it leaves behind. Cancelled, it first comes to its end."""
-        await _to_its_end(self._step(batch))
+        await to_its_end(self._step(batch))
 
     async def _step(self, batch: Sequence[Experience]) -> None:
         async with self._between_steps:
@@ -123,7 +124,7 @@ class Learning:
         """Writes everything down and returns where. Training waits for the copy of the tensors, not for the disk.
         Cancelled, it first comes to its end: the next one would sweep away what this one is still writing."""
         async with self._saving:
-            return await _to_its_end(self._save())
+            return await to_its_end(self._save())
 
     async def _save(self) -> Path:
         async with self._between_steps:
@@ -142,14 +143,3 @@ class Learning:
     def _copy(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         optimizer = optimizer_tensors(self._trainer.optimizer, self._trainer.parameter_names)
         return self._trainer.tensors(), {name: tensor.clone() for name, tensor in optimizer.items()}
-
-
-async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns. A cancellation is raised when `work` is over: the thread that it waits for goes on anyway,
-    and meanwhile nobody may take the locks that it holds."""
-    task = asyncio.create_task(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise

@@ -219,7 +219,7 @@ async def test_an_engine_dies_with_the_node_that_started_it(policy: Path, tmp_pa
         for process in (owner, *engine):
             with suppress(psutil.NoSuchProcess, ProcessLookupError):
                 process.kill()
-        await owner.wait()
+        await owner.communicate()  # until nobody has its output open any more
 
 
 async def test_an_engine_that_does_not_start_says_why(policy: Path) -> None:

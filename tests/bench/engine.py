@@ -20,12 +20,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import torch
 import uvloop
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from vllm.inputs import tokens_input
+from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
 from node.config import NodeConfig, VllmEngine
 from node.engine.base import Completion, Generator
@@ -36,6 +38,7 @@ from node.engine.vllm.environment import set_defaults
 from node.engine.vllm.generator import VllmGenerator
 from node.engine.vllm.opening import vllm_generator
 from node.engine.vllm.process import Engine
+from node.evaluate import candidates
 from node.ledger import Ledger
 from node.producer import Author, Producer
 from node.rl.sampler import TaskSampler
@@ -49,7 +52,7 @@ from tests.builders import identity
 SIZES = {"tiny": (128, 2, 256), "20m": (512, 6, 1536)}
 """Hidden size, layers, MLP width."""
 SWAP_EVERY_S = 2.0
-PROMPT_TOKENS = 32
+TASKS = 256
 
 
 def save_model(size: str, directory: Path) -> Path:
@@ -86,27 +89,29 @@ class Bench:
     generator: VllmGenerator
     engine: Engine
     producer: Producer
+    prompts: list[np.ndarray]
     version: int = 0
     pauses: list[float] = field(default_factory=list)
     deviations: list[float] = field(default_factory=list)
+    silences: list[float] = field(default_factory=list)
+    """ms around each update, from a step's tokens to those of the next step that gave any."""
     numbers: Iterator[int] = field(default_factory=itertools.count)
-    dice: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
     def prompt(self) -> np.ndarray:
-        return self.dice.integers(10, 200, PROMPT_TOKENS).astype(np.int32)
+        """Of a task, changing after as many calls as a group has members."""
+        return self.prompts[next(self.numbers) // self.config.sampler.group_size % len(self.prompts)]
 
     async def bare(self) -> None:
         """One request, as a user of vLLM would make it."""
         params = self.config.sampler.params
         asked = self.engine.parameters(params.temperature, params.top_p, params.max_new_tokens, stream=False)
-        async for _ in self.engine.llm.generate(
-            tokens_input(self.prompt().tolist()), asked, f"bare-{next(self.numbers)}"
-        ):
+        async for _ in self.engine.llm.generate(tokens_input(self.prompt().tolist()), asked, f"bare-{uuid4()}"):
             pass
 
     async def group(self) -> None:
         """One group through the generator."""
-        await self.generator.sample(self.prompt(), self.config.sampler.group_size, self.config.sampler.params)
+        prompt = self.prompts[next(self.numbers) % len(self.prompts)]
+        await self.generator.sample(prompt, self.config.sampler.group_size, self.config.sampler.params)
 
     async def judged(self) -> None:
         """One group as the node makes them: a task chosen, sampled, scored in the judge's process, signed."""
@@ -143,11 +148,31 @@ class Bench:
                     parameter += 1e-3 * torch.randn_like(parameter)
 
         await self.trainer.call(drift)
+        steps = self.watch()
         await self.generator.load(replace(await self.trainer.weights(), version=PolicyVersion(self.version)))
         await self.generator.keeper.reached(PolicyVersion(self.version))
         gauges = self.generator.gauges()
         self.pauses.append(gauges["engine_pause_ms"])
         self.deviations.append(gauges["engine_deviation"])
+        self.silences.append(1000 * max((b - a for a, b in itertools.pairwise(steps)), default=0.0))
+
+    def watch(self) -> list[float]:
+        """Gets the time of each of the engine's steps from now on, until somebody else watches."""
+        times: list[float] = []
+        record = type(self.engine.pulse).record
+
+        def timed(
+            scheduler_stats: SchedulerStats | None,
+            iteration_stats: IterationStats | None,
+            mm_cache_stats: object = None,
+            engine_idx: int = 0,
+        ) -> None:
+            record(self.engine.pulse, scheduler_stats, iteration_stats, mm_cache_stats, engine_idx)
+            if iteration_stats is not None and iteration_stats.num_generation_tokens:
+                times.append(time.perf_counter())
+
+        self.engine.pulse.record = timed
+        return times
 
     async def swapping(self) -> None:
         while True:
@@ -203,7 +228,10 @@ async def opened(config: NodeConfig) -> AsyncIterator[Bench]:
         )
         await stack.enter_async_context(generator)
         made = producer(config, policy, judge, generator, ledger)
-        yield Bench(config, policy, trainer, generator, await generator.keeper.engine(), made)
+        engine = await generator.keeper.engine()
+        refs = itertools.islice(candidates(judge.sources[0], TASKS, seed=0), TASKS)
+        prompts = [policy.codec.prompt(await judge.task(ref)) for ref in refs]
+        yield Bench(config, policy, trainer, generator, engine, made, prompts)
         print("\n".join(ledger.warnings))
 
 
@@ -256,17 +284,18 @@ async def measure(config: NodeConfig, seconds: float, rounds: int) -> None:
             mean = statistics.mean(rates[name])
             each = " ".join(f"{rate:.0f}" for rate in rates[name])
             print(f"  {label:38} {mean:9.0f} {mean / bare:6.3f}   {each}")
-        pauses, bench.pauses = bench.pauses, []
-        _print_pauses("swap pause under that load", pauses)
+        _print_times("no token at an update under that load", bench.silences)
+        _print_times("of which from pause to resumed", bench.pauses)
+        bench.pauses = []
         while bench.version < 100:
             await bench.swap()
-        _print_pauses("swap pause, idle", bench.pauses)
+        _print_times("from pause to resumed, idle", bench.pauses)
         print(f"  largest difference on the probe: {max(bench.deviations):.1e} nats")
         print(f"  after {bench.version} swaps learner and engine differ by {await bench.agreement():.1e} nats a token")
 
 
-def _print_pauses(label: str, pauses: list[float]) -> None:
-    ordered = sorted(pauses)
+def _print_times(label: str, times: list[float]) -> None:
+    ordered = sorted(times)
     print(
         f"  {label}: median {statistics.median(ordered):.0f} ms, 90 % {ordered[int(0.9 * len(ordered))]:.0f} ms,"
         f" of {len(ordered)} updates"

@@ -107,8 +107,13 @@ class VllmGenerator:
     async def _attempt(self, prompt: np.ndarray, params: SamplingParams) -> Completion | None:
         """None where it is to begin again."""
 
+        # A stop string has no more tokens with bytes than it has bytes: of a long response only the end is looked at.
+        window = 2 * max((len(stop.encode()) for stop in params.stop), default=0)
+
         def enough(ids: np.ndarray) -> bool:
-            return end_at_stop(ids, self._codec, params.stop) is not None
+            stop = params.stop
+            seen = end_at_stop(ids[-window:], self._codec, stop) is not None
+            return seen and end_at_stop(ids, self._codec, stop) is not None
 
         engine = await self.keeper.engine()
         asked = engine.parameters(params.temperature, params.top_p, params.max_new_tokens, stream=bool(params.stop))

@@ -108,26 +108,36 @@ class AllWeights:
         self._transport.close()
 
     async def _paused(self, engine: Engine, info: dict[str, object], version: PolicyVersion) -> None:
-        await engine.llm.pause_generation(mode="keep", clear_cache=self._recompute_kv)
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                await self._update(engine, info, version)
-                break
-            except Exception:
-                if attempt == ATTEMPTS:
-                    raise
-        await engine.llm.resume_generation()
+        # It lasts 20 ms longer than the pause takes to come about, which the transfer need not wait for: only what is
+        # sampled before must have been given the version before.
+        pausing = asyncio.ensure_future(engine.llm.pause_generation(mode="keep", clear_cache=self._recompute_kv))
+        try:
+            while not await engine.llm.is_paused():
+                if pausing.done():
+                    pausing.result()  # raises why it cannot
+            for attempt in range(1, ATTEMPTS + 1):
+                try:
+                    await self._update(engine, info, version, pausing)
+                    break
+                except Exception:
+                    if attempt == ATTEMPTS:
+                        raise
+            await engine.llm.resume_generation()
+        finally:
+            pausing.cancel()
 
-    async def _update(self, engine: Engine, info: dict[str, object], version: PolicyVersion) -> None:
+    async def _update(
+        self, engine: Engine, info: dict[str, object], version: PolicyVersion, pausing: asyncio.Future[None]
+    ) -> None:
         await engine.llm.start_weight_update()
         try:
             await engine.llm.update_weights(WeightTransferUpdateRequest(update_info=info))
         except Exception:
-            with contextlib.suppress(
-                Exception
-            ):  # whether a failed update leaves its session open depends on the release
+            # whether a failed update leaves its session open depends on vLLM's release
+            with contextlib.suppress(Exception):
                 await engine.llm.finish_weight_update()
             raise
+        await pausing
         await engine.llm.finish_weight_update(str(version))
 
 

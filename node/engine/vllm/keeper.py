@@ -14,9 +14,9 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ import torch
 from node.config import VllmEngine
 from node.engine.base import Weights
 from node.engine.parity import LAYER_TOLERANCE, TOLERANCE, deviation, differing_parameters
+from node.engine.uninterrupted import to_its_end
 from node.engine.vllm.handoff import HandOff, Lease
 from node.engine.vllm.process import Engine, EngineLost
 from swarm.errors import EngineError
@@ -126,8 +127,10 @@ class EngineKeeper:
             self._stir.set()
 
     async def reached(self, version: PolicyVersion) -> None:
-        """Returns once the engine samples with `version`, or a newer one."""
+        """Returns once the engine samples with `version`, or a newer one. Raises what the task failed with."""
         while self._gauges["engine_version"] < version:
+            if self._failure is not None:
+                raise self._failure
             await self._given.wait()
 
     @asynccontextmanager
@@ -176,6 +179,7 @@ class EngineKeeper:
             raise
         finally:
             self._up.set()
+            self._given.set()
             self._hand_off.close()
 
     async def _one_engine(self, number: int) -> None:
@@ -193,7 +197,7 @@ class EngineKeeper:
                 self._close_to_requests()
                 self._settle(False)
                 try:
-                    await _to_its_end(asyncio.to_thread(engine.kill))
+                    await to_its_end(asyncio.to_thread(engine.kill))
                 finally:
                     engine.dismiss()
         except EngineLost as error:
@@ -337,13 +341,3 @@ class EngineKeeper:
     def _close_to_requests(self) -> None:
         self._engine = None
         self._up.clear()
-
-
-async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns. Cancelled, it waits all the same: what a thread has begun, nobody can take back."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise

@@ -72,5 +72,8 @@ def mapped(layout: Layout) -> Iterator[tuple[str, torch.Tensor]]:
 def _views(memory: mmap.mmap, layout: Layout) -> Iterator[tuple[str, torch.Tensor]]:
     fields = zip(layout["names"], layout["dtypes"], layout["shapes"], layout["offsets"], strict=True)
     for name, dtype, shape, offset in fields:
-        size = torch.Size(shape).numel()
-        yield name, torch.frombuffer(memory, dtype=getattr(torch, dtype), count=size, offset=offset).view(shape)
+        size, kind = torch.Size(shape).numel(), getattr(torch, dtype)
+        if size:
+            yield name, torch.frombuffer(memory, dtype=kind, count=size, offset=offset).view(shape)
+        else:
+            yield name, torch.empty(shape, dtype=kind)  # a buffer of nothing is not allowed
