@@ -66,7 +66,8 @@ AdapterConfig = Annotated[NoAdapter | Lora, Field(discriminator="type")]
 
 class PolicyConfig(Table):
     model: str = "seed"
-    """A local directory, a hub id, or "seed": the built-in model, made here in seconds."""
+    """A local directory (of a model, or of an adapter with its base), a hub id, or "seed": the built-in model, made
+    here in seconds."""
     adapter: AdapterConfig = NoAdapter()
     system_prompt: str = ""
     """Put before every task, in the policy's own chat template."""

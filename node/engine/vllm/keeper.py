@@ -20,6 +20,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from vllm.v1.engine.async_llm import AsyncLLM
 
 from node.config import VllmEngine
 from node.engine.base import Weights
@@ -137,29 +138,30 @@ class EngineKeeper:
     async def asleep(self) -> AsyncIterator[None]:
         """Inside, the engine has given its GPU memory back, if it was configured to. What it fails at is the task's
         business: the learner goes on."""
-        engine = self._engine
-        if not self._config.sleep or engine is None:
+        if not self._config.sleep:
             yield
             return
         async with self._quiet:
-            await self._tell(engine, lambda: engine.llm.sleep(level=1, mode="keep"))
+            engine = self._engine
+            await self._tell(engine, lambda llm: llm.sleep(level=1, mode="keep"))
             try:
                 yield
             finally:
                 if torch.cuda.is_initialized():
                     torch.cuda.empty_cache()  # what the step has freed is torch's until then
-                await self._tell(engine, engine.llm.wake_up)
+                await self._tell(engine, lambda llm: llm.wake_up())
                 self._active_since = time.monotonic()
 
     def gauges(self) -> Mapping[str, float]:
         kv_cache = self._engine.pulse.kv_cache_usage if self._engine is not None else 0.0
         return self._gauges | {"engine_in_flight": float(self._requests), "engine_kv_cache": kv_cache}
 
-    async def _tell(self, engine: Engine, question: Callable[[], Awaitable[object]]) -> None:
-        try:
-            await engine.ask(question(), self._config.update_timeout_s)
-        except EngineLost as error:
-            self.lost(engine, error)
+    async def _tell(self, engine: Engine | None, question: Callable[[AsyncLLM], Awaitable[object]]) -> None:
+        if engine is not None:
+            try:
+                await engine.ask(question(engine.llm), self._config.update_timeout_s)
+            except EngineLost as error:
+                self.lost(engine, error)
 
     # The task ---------------------------------------------------------------------------------------------------------
 
