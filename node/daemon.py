@@ -54,7 +54,11 @@ Join = Callable[[Identity, str, Journal], AbstractAsyncContextManager[Exchange]]
 def run(config: NodeConfig) -> int:
     """Runs the node until SIGTERM, SIGINT or the operator's Stop. Returns the exit status; raises SwarmError."""
     prepare_process(config.threads)
-    uvloop.run(serve(config))
+    try:
+        uvloop.run(serve(config))
+    finally:
+        gc.unfreeze()
+        gc.collect()  # of what is still there at the interpreter's end, libraries complain
     return 0
 
 
@@ -65,10 +69,7 @@ async def serve(config: NodeConfig) -> None:
     async with AsyncExitStack() as stack:
         node = await open_node(config, stack, stopping)
         gc.freeze()  # none of this becomes garbage, and a full collection of it holds the loop up for 0.1 s
-        try:
-            await node.run()
-        finally:
-            gc.unfreeze()  # or it is still there at the interpreter's end, where libraries complain of it
+        await node.run()
     log.info("%s has stopped", config.name)
 
 

@@ -97,6 +97,7 @@ class VllmGenerator:
         assert self._keeping is not None
         self._keeping.cancel()
         await asyncio.gather(self._keeping, return_exceptions=True)
+        self._keeping = None
 
     async def _sample_one(self, prompt: np.ndarray, params: SamplingParams) -> Completion:
         async with self._slots:
