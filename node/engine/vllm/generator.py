@@ -94,10 +94,10 @@ class VllmGenerator:
         await self._close()
 
     async def _close(self) -> None:
-        assert self._keeping is not None
-        self._keeping.cancel()
-        await asyncio.gather(self._keeping, return_exceptions=True)
-        self._keeping = None
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.gather(self._keeping, return_exceptions=True)
+            self._keeping = None  # what it failed with would keep the engine alive
 
     async def _sample_one(self, prompt: np.ndarray, params: SamplingParams) -> Completion:
         async with self._slots:
