@@ -115,7 +115,7 @@ async def _open_mind(config: NodeConfig, stack: AsyncExitStack, data: DataDirect
     policy = await asyncio.to_thread(load_policy, config.policy, checkpoint.model_dir if checkpoint else None)
     progress = Progress(config, policy, judge.sources, checkpoint)
     chosen = choose(config, policy)
-    trainer = await stack.enter_async_context(_trainer(config, policy, chosen.probe, progress.version))
+    trainer = await stack.enter_async_context(trainer_of(config, policy, chosen.probe, progress.version))
     if checkpoint:
         tensors = checkpoint.tensors()
         del tensors[SAMPLING_RNG]
@@ -215,7 +215,8 @@ def _assemble(
     )
 
 
-def _trainer(config: NodeConfig, policy: Policy, probe: np.ndarray | None, version: PolicyVersion) -> PolicyTrainer:
+def trainer_of(config: NodeConfig, policy: Policy, probe: np.ndarray | None, version: PolicyVersion) -> PolicyTrainer:
+    """`policy`'s, as the config has it; `probe` (int32 [P]) is what its generator compares."""
     return PolicyTrainer(
         policy,
         advantage=config.advantage,

@@ -30,9 +30,10 @@ from vllm.inputs import tokens_input
 from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
 from node.config import NodeConfig, VllmEngine
+from node.daemon import trainer_of
 from node.engine.base import Completion, Generator
 from node.engine.opening import choose
-from node.engine.policy import Policy, load_policy, prepare_process, torch_dtype
+from node.engine.policy import Policy, load_policy, prepare_process
 from node.engine.trainer import PolicyTrainer
 from node.engine.vllm.environment import set_defaults
 from node.engine.vllm.generator import VllmGenerator
@@ -206,18 +207,7 @@ async def opened(config: NodeConfig) -> AsyncIterator[Bench]:
     chosen = choose(config, policy)
     assert isinstance(chosen.config, VllmEngine)
     assert chosen.probe is not None
-    trainer = PolicyTrainer(
-        policy,
-        advantage=config.advantage,
-        objective=config.objective,
-        foreign=config.foreign,
-        learner=config.learner,
-        temperature=config.sampler.temperature,
-        autocast=config.policy.dtype == "bfloat16",
-        sampling_dtype=torch_dtype(config.policy.dtype),
-        probe=chosen.probe,
-        version=PolicyVersion(0),
-    )
+    trainer = trainer_of(config, policy, chosen.probe, PolicyVersion(0))
     ledger = Ledger()
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(trainer)

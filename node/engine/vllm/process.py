@@ -183,12 +183,6 @@ class Engine:
     def dead(self) -> bool:
         return self.llm.errored
 
-    @property
-    def kv_cache_tokens(self) -> int:
-        cache = self.llm.vllm_config.cache_config
-        assert cache.num_gpu_blocks is not None  # set by the start
-        return cache.num_gpu_blocks * cache.block_size
-
     async def ask(self, question: Awaitable[T], timeout_s: float) -> T:
         """The answer; raises EngineLost when there is none in time or the engine fails to give it."""
         try:
