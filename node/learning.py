@@ -16,8 +16,9 @@ from typing import TypeVar
 
 import torch
 
+from node.algorithms import ForeignConfig
 from node.checkpoint import CheckpointStore, optimizer_tensors
-from node.config import CheckpointConfig, ForeignConfig
+from node.config import CheckpointConfig
 from node.engine.base import StepReport, Weights
 from node.engine.policy import Policy
 from node.engine.trainer import PolicyTrainer

@@ -17,7 +17,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from node.config import PoolConfig
+from node.algorithms import PoolConfig
 from node.experience import Experience
 from swarm.types import PeerId, PolicyVersion, Task
 

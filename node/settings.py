@@ -14,15 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from node.config import (
-    ExchangeConfig,
-    JsonlTasks,
-    NodeConfig,
-    P2PExchange,
-    PluginTasks,
-    RpcConfig,
-    TaskConfig,
-)
+from node.config import ExchangeConfig, JsonlTasks, NodeConfig, P2PExchange, PluginTasks, RpcConfig, TaskConfig
 from node.config_errors import Complaint, complaints, shown
 from swarm.errors import ConfigError
 from swarm.tasks.base import SourceSpec, canonical_json

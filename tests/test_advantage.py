@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.config import AdvantageConfig, DrGrpoAdvantage, GrpoAdvantage, RlooAdvantage, SpoAdvantage
+from node.algorithms import AdvantageConfig, DrGrpoAdvantage, GrpoAdvantage, RlooAdvantage, SpoAdvantage
 from node.rl.advantage import ADVANTAGES, MIN_SCALE, Advantages, Outcomes, token_moments
 
 

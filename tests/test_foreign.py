@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from node.config import ForeignConfig, ReceiverBaseline, RecOneside, SapoPlain
+from node.algorithms import ForeignConfig, ReceiverBaseline, RecOneside, SapoPlain
 from node.experience import Experience
 from node.rl.foreign import FOREIGN
 from node.rl.objective import Denominators, TokenBatch

@@ -31,7 +31,15 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("swarm/wire/*", GENERATED),
     ("swarm/tasks/*", "swarm/manifest.py", "swarm/verify.py"),
     ("swarm/net/*",),
-    ("node/__init__.py", "node/config.py", "node/config_errors.py", "node/settings.py", "node/experience.py"),
+    (
+        "node/__init__.py",
+        "node/table.py",
+        "node/algorithms.py",
+        "node/config.py",
+        "node/config_errors.py",
+        "node/settings.py",
+        "node/experience.py",
+    ),
     ("node/rl/*",),
     ("node/engine/*", "node/engine/vllm/*", "node/seed/*"),
     ("node/*.py",),  # the loops and what they work with

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from node.config import (
+from node.algorithms import (
     Cispo,
     DecoupledPpo,
     DppoTv,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from node.config import Cispo, DecoupledPpo, DppoTv, Gspo, ObjectiveConfig, PpoClip
+from node.algorithms import Cispo, DecoupledPpo, DppoTv, Gspo, ObjectiveConfig, PpoClip
 from node.rl.objective import OBJECTIVES, Denominators, TokenBatch, TokenLoss
 
 ALL = [DppoTv(), PpoClip(), DecoupledPpo(), Cispo(), Gspo()]

@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from node.config import PoolConfig
+from node.algorithms import PoolConfig
 from node.experience import Experience
 from node.pool import RolloutPool
 from swarm.types import GroupId, PeerId, PolicyVersion, RolloutGroup, SamplingParams, Task, TaskRef

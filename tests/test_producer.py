@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from node.config import SamplerConfig, TrackerConfig
+from node.algorithms import TrackerConfig
+from node.config import SamplerConfig
 from node.engine.base import Completion, Weights
 from node.engine.text import HfTextCodec
 from node.ledger import Ledger

@@ -18,7 +18,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from node.config import LearnerConfig, VllmEngine
+from node.algorithms import LearnerConfig
+from node.config import VllmEngine
 from node.engine.room import (
     GIB,
     OWN_BYTES,

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from node.config import SamplerConfig, TrackerConfig
+from node.algorithms import TrackerConfig
+from node.config import SamplerConfig
 from node.rl.sampler import TaskSampler
 from node.rl.tracker import ValueTracker
 from swarm.errors import CheckpointError, ConfigError

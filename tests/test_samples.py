@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from node.config import (
+from node.algorithms import (
     AdvantageConfig,
     ForeignConfig,
     GrpoAdvantage,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.config import TrackerConfig
+from node.algorithms import TrackerConfig
 from node.rl.tracker import Evidence, ValueTracker
 from swarm.errors import CheckpointError
 from swarm.types import PolicyVersion, Task, TaskRef

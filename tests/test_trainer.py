@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from node.config import (
+from node.algorithms import (
     AdvantageConfig,
     Cispo,
     DecoupledPpo,
@@ -22,9 +22,7 @@ from node.config import (
     GrpoAdvantage,
     Gspo,
     LearnerConfig,
-    Lora,
     ObjectiveConfig,
-    PolicyConfig,
     PpoClip,
     ReceiverBaseline,
     RecOneside,
@@ -32,6 +30,7 @@ from node.config import (
     SapoPlain,
     SpoAdvantage,
 )
+from node.config import Lora, PolicyConfig
 from node.engine.policy import Policy, load_policy
 from node.engine.sampling import sample
 from node.engine.trainer import PolicyTrainer

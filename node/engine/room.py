@@ -16,7 +16,8 @@ from typing import Literal
 import torch
 from transformers import PreTrainedConfig
 
-from node.config import LearnerConfig, VllmEngine
+from node.algorithms import LearnerConfig
+from node.config import VllmEngine
 from swarm.errors import EngineError
 
 Dtype = Literal["float32", "bfloat16"]

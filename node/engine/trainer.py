@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from node.config import AdvantageConfig, ForeignConfig, LearnerConfig, ObjectiveConfig
+from node.algorithms import AdvantageConfig, ForeignConfig, LearnerConfig, ObjectiveConfig
 from node.engine.base import StepReport, Weights
 from node.engine.logprobs import action_logprobs
 from node.engine.policy import Policy

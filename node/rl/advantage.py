@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from node.config import DrGrpoAdvantage, GrpoAdvantage, RlooAdvantage, SpoAdvantage, Table
+from node.algorithms import DrGrpoAdvantage, GrpoAdvantage, RlooAdvantage, SpoAdvantage
+from node.table import Table
 
 EPSILON = 1e-8
 #: A batch in which hardly any reward differs from its expectation says nothing about the scale of rewards. Whitening it

@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from node.config import ReceiverBaseline, RecOneside, SapoPlain, Table
+from node.algorithms import ReceiverBaseline, RecOneside, SapoPlain
 from node.experience import Experience
 from node.rl.advantage import group_normalised
 from node.rl.correction import log_ratio, one_sided_keep
 from node.rl.objective import Denominators, TokenBatch, TokenLoss, clipped_surrogate
+from node.table import Table
 
 MAX_ADVANTAGE = 5.0
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from node.config import ForeignConfig, LearnerConfig, ObjectiveConfig, RecOneside
+from node.algorithms import ForeignConfig, LearnerConfig, ObjectiveConfig, RecOneside
 from node.rl.batch import MicroBatch
 from node.rl.correction import chunk_log_ratios, effective_sample_share, log_ratio, opsm_keep, sequence_ratio
 from node.rl.foreign import FOREIGN

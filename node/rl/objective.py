@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from node.config import Cispo, DecoupledPpo, DppoTv, Gspo, PpoClip, Table
+from node.algorithms import Cispo, DecoupledPpo, DppoTv, Gspo, PpoClip
 from node.rl.correction import capped_weight, log_ratio, one_sided_keep, segment_mean, tv_keep
+from node.table import Table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from node.config import AdvantageConfig, ForeignConfig, LearnerConfig
+from node.algorithms import AdvantageConfig, ForeignConfig, LearnerConfig
 from node.experience import Experience
 from node.rl.advantage import ADVANTAGES, Outcomes
 from node.rl.foreign import FOREIGN

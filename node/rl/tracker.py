@@ -21,7 +21,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import NamedTuple, TypeVar
 
-from node.config import TrackerConfig
+from node.algorithms import TrackerConfig
 from swarm.errors import CheckpointError
 from swarm.types import PolicyVersion, Task
 
