@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from node.table import Fraction, Table
 
@@ -22,6 +31,11 @@ class TrackerConfig(Table):
     """Pseudo-outcomes that a parent's value is worth to its child (SPO N_0)."""
     max_prompts: PositiveInt = 100_000
     """Prompts remembered; the least recently seen go first."""
+    peers: Literal["ignore", "weigh", "prior"] = "ignore"
+    """What the rewards of peers' rollouts say of our own values: nothing, a little evidence, or a prior where we have
+    little of our own."""
+    peer_weight: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Outcomes of our own that a peer's outcome is worth there."""
 
 
 class SpoAdvantage(Table):
@@ -64,7 +78,7 @@ class PpoClip(Table):
 
 class DecoupledPpo(Table):
     type: Literal["decoupled_ppo"] = "decoupled_ppo"
-    """AReaL: PPO around the proximal policy, times the capped behaviour weight."""
+    """AReaL: PPO around the proximal policy, times the capped behaviour weight. With cap 2 it is token-level TIS."""
     low: Fraction = 0.2
     high: PositiveFloat = 0.28
     cap: PositiveFloat = 5.0
@@ -82,7 +96,56 @@ class Gspo(Table):
     high: PositiveFloat = 4e-4
 
 
-ObjectiveConfig = Annotated[DppoTv | PpoClip | DecoupledPpo | Cispo | Gspo, Field(discriminator="type")]
+class Reinforce(Table):
+    type: Literal["reinforce"] = "reinforce"
+    """No correction at all, for comparison; it collapses on stale data. learner.opsm_delta still vetoes."""
+
+
+class IcePop(Table):
+    type: Literal["icepop"] = "icepop"
+    """decoupled_ppo whose weight is not capped: a token with a weight outside of [least, most] is dropped."""
+    low: Fraction = 0.2
+    high: PositiveFloat = 0.28
+    least: Fraction = 0.5
+    """Smallest prox / mu that is trusted."""
+    most: Annotated[float, Field(ge=1)] = 5.0
+    """Largest."""
+
+
+class M2po(Table):
+    type: Literal["m2po"] = "m2po"
+    """Drops outward tokens, the furthest first, over the whole batch; for extreme staleness. Costs a forward pass more
+    per update where a batch has several micro-batches (about a third)."""
+    budget: PositiveFloat = 0.04
+    """Largest mean (log rho)^2 of the outward tokens that are kept (tau)."""
+
+
+class Vespo(Table):
+    type: Literal["vespo"] = "vespo"
+    """REINFORCE with a smooth weight of the rollout's ratio W: W^k exp(lambda (1 - W))."""
+    positive: tuple[PositiveFloat, PositiveFloat] = (2.0, 3.0)
+    """(k, lambda) where A >= 0."""
+    negative: tuple[PositiveFloat, PositiveFloat] = (3.0, 2.0)
+    """(k, lambda) where A < 0."""
+
+
+class SeqTis(Table):
+    type: Literal["seq_tis"] = "seq_tis"
+    """REINFORCE with the rollout's importance weight, truncated (VCPO's; its step size is learner.lr_rule = "ess")."""
+    cap: PositiveFloat = 8.0
+
+
+class Remix(Table):
+    type: Literal["remix"] = "remix"
+    """PPO against the sampler, clipped around what the proximal policy makes of it."""
+    clip: PositiveFloat = 0.2
+    """Half the width of the clip, on both sides."""
+
+
+ObjectiveConfig = Annotated[
+    DppoTv | PpoClip | DecoupledPpo | Cispo | Gspo | Reinforce | IcePop | M2po | Vespo | SeqTis | Remix,
+    Field(discriminator="type"),
+]
 
 
 class ReceiverBaseline(Table):
@@ -94,6 +157,21 @@ class ReceiverBaseline(Table):
     """Groups are drawn with weight (1 - v)^demand."""
     negatives: Fraction = 0.0
     """Weight of a peer's failures; 0 learns from successes only."""
+
+
+class ChunkAligned(Table):
+    type: Literal["chunk_aligned"] = "chunk_aligned"
+    """receiver_baseline, without the stretches of text on which we and the peer disagree by too much."""
+    low: Fraction = 0.2
+    high: PositiveFloat = 0.28
+    demand: NonNegativeFloat = 2.0
+    """Groups are drawn with weight (1 - v)^demand."""
+    negatives: Fraction = 0.0
+    """Weight of a peer's failures; 0 learns from successes only."""
+    chunk_low: Fraction = 0.5
+    """Chunks that are less likely to us than this, relative to the peer, are masked (IcePop's bounds, per chunk)."""
+    chunk_high: Annotated[float, Field(ge=1)] = 5.0
+    """The same for those that are more likely."""
 
 
 class RecOneside(Table):
@@ -116,7 +194,29 @@ class SapoPlain(Table):
     high: PositiveFloat = 0.28
 
 
-ForeignConfig = Annotated[ReceiverBaseline | RecOneside | SapoPlain, Field(discriminator="type")]
+ForeignConfig = Annotated[ReceiverBaseline | ChunkAligned | RecOneside | SapoPlain, Field(discriminator="type")]
+
+
+class NoGate(Table):
+    type: Literal["none"] = "none"
+    """Peers' rollouts are trained on however unlikely they are to us (default)."""
+
+
+class AbsoluteGate(Table):
+    type: Literal["absolute"] = "absolute"
+    """Those that our own policy, as it is before the step, finds too unlikely are not."""
+    max_bits_per_byte: PositiveFloat = 4.0
+
+
+class RelativeGate(Table):
+    type: Literal["relative"] = "relative"
+    """Those that it finds unlikelier than most of the latest are not."""
+    quantile: Fraction = 0.9
+    window: PositiveInt = 256
+    """Peers' rollouts that are remembered."""
+
+
+ForeignGateConfig = Annotated[NoGate | AbsoluteGate | RelativeGate, Field(discriminator="type")]
 
 
 class LearnerConfig(Table):
@@ -125,6 +225,10 @@ class LearnerConfig(Table):
     weight_decay: NonNegativeFloat = 0.0
     grad_clip: PositiveFloat = 1.0
     warmup_steps: NonNegativeInt = 10
+    lr_rule: Literal["none", "staleness", "ess"] = "none"
+    """Times min(1, 2 / (1 + mean staleness of own rows)), or times sqrt(ESS / B) of own rollouts' weights."""
+    reincarnate_every: NonNegativeInt = 0
+    """Policy versions after which the optimiser forgets its moments and the warm-up begins again (ReMix); 0 never."""
     updates_per_batch: PositiveInt = 1
     tokens_per_micro_batch: PositiveInt = 16_384
     """Padded tokens in one forward pass."""
@@ -136,11 +240,55 @@ class LearnerConfig(Table):
     """Own negatives that drifted further (mean nats a token) are vetoed (DeepSeek-V3.2 OPSM)."""
 
 
+class FixedShare(Table):
+    type: Literal["fixed"] = "fixed"
+    """At most pool.foreign_groups in every step (default)."""
+
+
+class ScheduledShare(Table):
+    type: Literal["scheduled"] = "scheduled"
+    """Fewer and fewer: experience of others is for the beginning (ReMix, arXiv 2507.06892)."""
+    start_step: NonNegativeInt = 0
+    """Up to here pool.foreign_groups, then linearly fewer. Steps are our policy versions."""
+    end_step: Annotated[NonNegativeInt, Field(validate_default=True)] = 1000
+    """From here on final_groups."""
+    final_groups: NonNegativeInt = 1
+
+    @field_validator("end_step")
+    @classmethod
+    def _after_the_start(cls, end: int, info: ValidationInfo) -> int:
+        if end <= (start := info.data.get("start_step", -1)):
+            raise PydanticCustomError("greater_than", "greater than {gt}", {"gt": start})
+        return end
+
+
+class UsefulShare(Table):
+    type: Literal["useful"] = "useful"
+    """As many as they have to teach us, compared with what our own groups have."""
+    window: PositiveInt = 50
+    """Own groups over which their use is averaged."""
+
+
+class GuardedShare(Table):
+    type: Literal["guarded"] = "guarded"
+    """Halved, for good, whenever our own reward has fallen and stays there: nodes that learn mostly from others
+    learn and forget in turns (SAPO's 2/6 arm)."""
+    drop: Fraction = 0.1
+    """How far below its best, relative to it."""
+    steps: PositiveInt = 50
+    """For how long; also over how many steps our own reward is averaged."""
+
+
+ShareConfig = Annotated[FixedShare | ScheduledShare | UsefulShare | GuardedShare, Field(discriminator="type")]
+
+
 class PoolConfig(Table):
     own_groups: PositiveInt = 4
     """I: own groups per step."""
     foreign_groups: NonNegativeInt = 4
     """J: at most so many of peers' groups per step; never waited for."""
+    share: ShareConfig = FixedShare()
+    """How many of those J a step really takes."""
     own_capacity: PositiveInt = 16
     """Own groups waiting; the generator waits when it is full."""
     foreign_capacity: PositiveInt = 256

@@ -52,6 +52,7 @@ COMMANDS: Mapping[str, Command] = {
     "seed": Command("node.commands.seed", "make the built-in seed model"),
     "eval": Command("node.commands.evaluate", "measure a model on the held-out tasks"),
     "export": Command("node.commands.export", "write what a node has learned as a model"),
+    "bench": Command("node.commands.bench", "compare ways to learn, in experiments that can be repeated"),
     "config": Command("node.commands.config", "check a config file and print what it amounts to"),
     "version": Command("node.commands.version", "print versions"),
 }

@@ -24,14 +24,16 @@ from node.algorithms import (
     AdvantageConfig,
     DppoTv,
     ForeignConfig,
+    ForeignGateConfig,
     LearnerConfig,
+    NoGate,
     ObjectiveConfig,
     PoolConfig,
     ReceiverBaseline,
     SpoAdvantage,
     TrackerConfig,
 )
-from node.table import Table
+from node.table import Fraction, Table
 from swarm.limits import Limits
 from swarm.net.settings import P2PSettings
 from swarm.types import SamplingParams
@@ -90,6 +92,25 @@ class ReasoningGymTasks(Table):
     """How often it is sampled beside the others, before the value tracker has its say."""
 
 
+class ArithmeticTasks(Table):
+    type: Literal["arithmetic"] = "arithmetic"
+    """Expressions such as 3 + 4 * 2, as long as wanted, none of which was ever on the web."""
+    name: str = "arithmetic"
+    """What peers call it."""
+    min_terms: Annotated[int, Field(ge=2)] = 2
+    """Numbers in the shortest expressions."""
+    max_terms: Annotated[int, Field(ge=2)] = 8
+    """... and in the longest; how many there are is an expression's difficulty."""
+    max_value: PositiveInt = 99
+    """Numbers are 1 to this."""
+    operations: Literal["+", "-", "*", "+-", "+*", "-*", "+-*"] = "+-*"
+    """What they are joined by."""
+    modulus: NonNegativeInt = 997
+    """Answers are taken modulo this; 0 for as they are. A prime above max_value: long products are then spread evenly,
+    and never 0."""
+    weight: PositiveFloat = 1.0
+
+
 class JsonlTasks(Table):
     type: Literal["jsonl"] = "jsonl"
     name: str
@@ -111,7 +132,7 @@ class PluginTasks(Table):
     weight: PositiveFloat = 1.0
 
 
-TaskConfig = Annotated[ReasoningGymTasks | JsonlTasks | PluginTasks, Field(discriminator="type")]
+TaskConfig = Annotated[ReasoningGymTasks | ArithmeticTasks | JsonlTasks | PluginTasks, Field(discriminator="type")]
 
 
 class SamplerConfig(Table):
@@ -238,6 +259,51 @@ class EvalConfig(Table):
     tasks_per_family: PositiveInt = 32
 
 
+class AlarmsConfig(Table):
+    """When the node says that learning goes wrong (node/alarms.py). A threshold of 0 switches that alarm off."""
+
+    window: PositiveInt = 20
+    """Steps that a moving average goes back."""
+    hold: PositiveInt = 10
+    """Steps in a row that it must be beyond a threshold."""
+    start: PositiveInt = 20
+    """The first so many steps of a node's life are what "relative" is relative to."""
+    clearance: Fraction = 0.2
+    """An alarm ends when the value is back by this share of the threshold."""
+    log_rho_mean: NonNegativeFloat = 0.2
+    """Above: mean |log rho| of own tokens, in nats (ours; at most 0.13 in 41 runs of the demo)."""
+    log_rho_p99: NonNegativeFloat = 3.0
+    """Above: its 99 % quantile, in nats (ours; at most 2.0 in those runs)."""
+    masked_share: Fraction = 0.2
+    """Above: own tokens that the objective masks (algorithm sheet 10.7)."""
+    opsm_share: Fraction = 0.1
+    """Above: own rollouts vetoed by OPSM, which is there for catastrophes (ours; at most 0.04 in those runs)."""
+    ess_share: Fraction = 0.3
+    """Below: effective sample share of own tokens (algorithm sheet 10.7)."""
+    entropy_low: Fraction = 0.1
+    """Below, relative: entropy (after arXiv 2505.22617: with 94 % of it gone, 93 % of the gain has been made)."""
+    entropy_high: NonNegativeFloat = 2.0
+    """Above, relative: entropy (ours; 1.5 in runs of the demo that went well, over 3 in one that did not)."""
+    length_low: Fraction = 0.4
+    """Below, relative: tokens per own response (ours; ReMix's whipping effect, arXiv 2507.06892)."""
+    truncated_share: Fraction = 0.3
+    """Above: own responses cut off at max_new_tokens (ours)."""
+    grad_norm: NonNegativeFloat = 4.0
+    """Above, relative: norm of the gradient before it is clipped (ours; at most 1.7 in those runs)."""
+    skipped_updates: Fraction = 0.1
+    """Above: steps whose gradient was not finite (ours)."""
+    calibration_low: Fraction = 0.05
+    """Beyond this and 3 standard errors: own rewards less than the tracker expects (ours)."""
+    calibration_high: Fraction = 0.05
+    """The same for more than it expects (ours)."""
+    zero_advantage: Fraction = 0.8
+    """Above: drawn rollouts that are not trained on (ours)."""
+    foreign_ratio: NonNegativeFloat = 0.2
+    """Below: how likely peers' texts are to us relative to them, s per 4 bytes (ours; at least 0.58 in those runs)."""
+    refused_share: Fraction = 0.5
+    """Above: peers' groups that are refused (ours)."""
+
+
 class NodeConfig(Table):
     name: str = "node"
     data_dir: Path = Path("runs/node")
@@ -258,6 +324,7 @@ class NodeConfig(Table):
     advantage: AdvantageConfig = SpoAdvantage()
     objective: ObjectiveConfig = DppoTv()
     foreign: ForeignConfig = ReceiverBaseline()
+    foreign_gate: ForeignGateConfig = NoGate()
     learner: LearnerConfig = LearnerConfig()
     pool: PoolConfig = PoolConfig()
     swarm: SwarmConfig = SwarmConfig()
@@ -267,3 +334,4 @@ class NodeConfig(Table):
     checkpoint: CheckpointConfig = CheckpointConfig()
     rpc: RpcConfig = RpcConfig()
     eval: EvalConfig = EvalConfig()
+    alarms: AlarmsConfig = AlarmsConfig()

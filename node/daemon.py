@@ -13,26 +13,20 @@ import logging
 import signal
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass
 
-import numpy as np
 import uvloop
 
+from node.assembly import Hands, Mind, hands_of, trainer_of
 from node.checkpoint import CheckpointStore, restore_optimizer
 from node.config import NodeConfig, NoExchange
 from node.datadir import DataDirectory
-from node.engine.base import Generator
 from node.engine.opening import choose, open_generator
-from node.engine.policy import Policy, load_policy, prepare_process, torch_dtype
-from node.engine.trainer import PolicyTrainer
+from node.engine.policy import load_policy, prepare_process
 from node.evaluation import Evaluation
-from node.intake import Intake
 from node.journal import Journal
 from node.learning import Learning
 from node.metrics import MetricsLog
 from node.operated import RunningNode
-from node.pool import RolloutPool
-from node.producer import Author, Producer
 from node.progress import SAMPLING_RNG, Progress
 from node.rpc import RpcServer
 from node.settings import task_specs
@@ -42,7 +36,6 @@ from swarm.net.exchange import P2PExchange
 from swarm.net.memory import Hub
 from swarm.tasks.base import Judge
 from swarm.tasks.judge import ProcessJudge
-from swarm.types import PolicyVersion
 from swarm.wire.identity import Identity
 
 log = logging.getLogger(__name__)
@@ -86,29 +79,19 @@ async def open_node(
     # Strangers' texts are judged apart: what they make hang holds up nothing of ours.
     foreign_judge = await stack.enter_async_context(ProcessJudge(specs, timeout_s=config.foreign_score_timeout_s))
     manifest = Manifest.of(config.swarm.name, judge.sources)
-    mind = await _open_mind(config, stack, data, judge)
+    mind, metrics_log = await _open_mind(config, stack, data, judge)
     exchange = await stack.enter_async_context((join or _exchange(config, data))(identity, manifest.id, journal))
-    node = _assemble(config, identity, journal, (judge, foreign_judge), manifest, mind, exchange, stopping)
+    hands = hands_of(config, identity, manifest, (judge, foreign_judge), journal, mind)
+    node = _assemble(config, journal, judge, mind, hands, exchange, metrics_log, stopping)
     rpc = await stack.enter_async_context(RpcServer(config.rpc, node))
     stack.enter_context(data.serving(rpc.address))
     log.info("%s is up: peer %s, RPC at %s, step %d", config.name, identity.peer_id, rpc.address, mind.progress.steps)
     return node
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Mind:
-    """The policy and all that learns with it."""
-
-    policy: Policy
-    progress: Progress
-    trainer: PolicyTrainer
-    generator: Generator
-    learning: Learning
-    metrics_log: MetricsLog
-    running: asyncio.Event
-
-
-async def _open_mind(config: NodeConfig, stack: AsyncExitStack, data: DataDirectory, judge: Judge) -> _Mind:
+async def _open_mind(
+    config: NodeConfig, stack: AsyncExitStack, data: DataDirectory, judge: Judge
+) -> tuple[Mind, MetricsLog]:
     """From the newest checkpoint, where there is one."""
     store = CheckpointStore(data.checkpoints, config.checkpoint.keep)
     checkpoint = await asyncio.to_thread(store.latest)
@@ -138,63 +121,30 @@ async def _open_mind(config: NodeConfig, stack: AsyncExitStack, data: DataDirect
         running=running,
         metrics_log=metrics_log,
     )
-    return _Mind(
-        policy=policy,
-        progress=progress,
-        trainer=trainer,
-        generator=generator,
-        learning=learning,
-        metrics_log=metrics_log,
-        running=running,
+    mind = Mind(
+        policy=policy, progress=progress, trainer=trainer, generator=generator, learning=learning, running=running
     )
+    return mind, metrics_log
 
 
 def _assemble(
     config: NodeConfig,
-    identity: Identity,
     journal: Journal,
-    judges: tuple[Judge, Judge],
-    manifest: Manifest,
-    mind: _Mind,
+    judge: Judge,
+    mind: Mind,
+    hands: Hands,
     exchange: Exchange,
+    metrics_log: MetricsLog,
     stopping: asyncio.Event,
 ) -> RunningNode:
-    progress, trainer, sampling = mind.progress, mind.trainer, config.sampler.params
-    judge, foreign_judge = judges
-    author = Author(
-        identity=identity,
-        swarm=manifest.id,
-        model=progress.fingerprint,
-        codec=mind.policy.codec,
-        sampling=sampling,
-        share_ids=config.sampler.share_ids,
-    )
+    progress = mind.progress
     return RunningNode(
         config=config,
-        author=author,
+        author=hands.author,
         journal=journal,
-        pool=RolloutPool(config.pool, progress.drawing_rng, progress.ledger.counters),
-        producer=Producer(
-            config=config.sampler,
-            sampler=progress.sampler,
-            tracker=progress.tracker,
-            judge=judge,
-            generator=mind.generator,
-            author=author,
-            version=lambda: trainer.version,
-            running=mind.running,
-            ledger=progress.ledger,
-        ),
-        intake=Intake(
-            me=identity.peer_id,
-            manifest=manifest,
-            limits=config.limits,
-            judge=foreign_judge,
-            journal=journal,
-            tracker=progress.tracker,
-            version=lambda: trainer.version,
-            ledger=progress.ledger,
-        ),
+        pool=hands.pool,
+        producer=hands.producer,
+        intake=hands.intake,
         exchange=exchange,
         generator=mind.generator,
         learning=mind.learning,
@@ -203,31 +153,15 @@ def _assemble(
             judge=judge,
             generator=mind.generator,
             codec=mind.policy.codec,
-            params=sampling,
+            params=config.sampler.params,
             learning=mind.learning,
             ledger=progress.ledger,
         ),
         tracker=progress.tracker,
         ledger=progress.ledger,
-        metrics_log=mind.metrics_log,
+        metrics_log=metrics_log,
         running=mind.running,
         stopping=stopping,
-    )
-
-
-def trainer_of(config: NodeConfig, policy: Policy, probe: np.ndarray | None, version: PolicyVersion) -> PolicyTrainer:
-    """`policy`'s, as the config has it; `probe` (int32 [P]) is what its generator compares."""
-    return PolicyTrainer(
-        policy,
-        advantage=config.advantage,
-        objective=config.objective,
-        foreign=config.foreign,
-        learner=config.learner,
-        temperature=config.sampler.temperature,
-        autocast=config.policy.dtype == "bfloat16",
-        sampling_dtype=torch_dtype(config.policy.dtype),
-        probe=probe,
-        version=version,
     )
 
 

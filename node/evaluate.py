@@ -1,91 +1,159 @@
-"""How good a policy is on questions that nobody trains on: pass@1 with an interval, and pass@k.
+"""How good a policy is on questions that nobody trains on.
 
-The estimators are pure; `evaluate` asks a generator and a judge, many tasks at a time so that the engine can batch.
+`ask` asks a generator and a judge, many questions at a time so that the engine can batch; `summary` makes the numbers
+(node/estimators.py) of what came back.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
+import hashlib
+import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from node.engine.base import Generator, TextCodec
+from node.engine.base import Completion, Generator, TextCodec
+from node.estimators import clustered_wilson, majority_at_k, pass_at_k, stratified_mean
 from swarm.errors import TaskError, TaskTimeout
 from swarm.tasks.base import HELD_OUT_IN, Judge, SourceInfo, held_out
-from swarm.types import SamplingParams, ScoreStatus, Task, TaskRef
+from swarm.tasks.scoring import final_answer
+from swarm.types import FinishReason, SamplingParams, ScoreStatus, Task, TaskRef, family_of
 
-#: 97.5 % quantile of the normal distribution: 95 % intervals.
-Z95 = 1.959963984540054
 #: Tasks being answered at a time.
 CONCURRENCY = 64
 #: References looked at for each wanted task: 8 would do if no question came twice.
 LOOKS_PER_TASK = 8 * HELD_OUT_IN
 MIN_LOOKS = 1000
+DIGEST_CHARS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FamilyResult:
+class Answered:
+    """One question's samples, in the order in which they were drawn."""
+
+    answers: tuple[str, ...]
+    """What each says, as the scorers look for it: the text between the last <answer> tags, or all of it where there is
+    none; white space normalised. Empty for one that the engine failed on."""
+    right: tuple[bool, ...]
+    """Full marks. A sample without a score is not right."""
+    unscored: int
+    """Samples that the engine failed on, or the source could not score."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    value: float
+    interval: tuple[float, float]
+    """95 %: `clustered_wilson`, questions being the clusters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """Of one family, or of several that count the same."""
+
     tasks: int
     samples: int
     """Per task."""
-    pass_at_1: float
-    """Mean over tasks of the share of fully right samples."""
-    interval: tuple[float, float]
-    """95 % of pass_at_1: `clustered_wilson`."""
-    pass_at_k: float
-    """With k = samples: mean over tasks of `pass_at_k`."""
+    pass_at_k: dict[int, Estimate]
+    """By k, ascending, 1 always among them: that a right one is among k samples."""
+    majority_at_k: dict[int, Estimate]
+    """By k, without 1: that the most frequent answer of k samples is right."""
     unscored: int
-    """Samples that the source could not score; they count as wrong."""
+    """Samples that count as wrong because they have no score."""
+
+    @property
+    def pass_at_1(self) -> float:
+        """Share of samples that are right."""
+        return self.pass_at_k[1].value
 
 
-def pass_at_k(n: int, c: int, k: int) -> float:
-    """Probability that k samples drawn without replacement from n, of which c are right, include a right one:
-    1 - C(n-c, k) / C(n, k) (Chen et al. 2021, eq. 1), unbiased for k <= n."""
-    if not 0 <= c <= n or not 1 <= k <= n:
-        raise ValueError(f"pass_at_k(n={n}, c={c}, k={k}): expected 0 <= c <= n and 1 <= k <= n")
-    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """All that one evaluation says, and what somebody else needs to repeat it."""
+
+    model: str
+    """As it was named."""
+    fingerprint: str
+    """Of its architecture and weights."""
+    engine: str
+    questions: int
+    samples: int
+    """Per question."""
+    digest: str
+    """`digest` of the questions."""
+    system_prompt: str
+    sampling: SamplingParams
+    overall: Result
+    families: dict[str, Result]
 
 
-def wilson(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927), here also for an effective, fractional n."""
-    if not 0 <= successes <= n or n <= 0:
-        raise ValueError(f"wilson(successes={successes}, n={n}): expected 0 <= successes <= n and n > 0")
-    rate = successes / n
-    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    # the ends are exactly 0 and 1 there; rounding would say 1e-17
-    return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
+def powers_of_two(samples: int) -> list[int]:
+    """1, 2, 4, ... and, at the end, `samples` itself."""
+    return sorted({samples, *(1 << i for i in range(samples.bit_length()))})
 
 
-def clustered_wilson(rates: Sequence[float], samples: int) -> tuple[float, float]:
-    """Wilson's interval of the mean of per-task success rates, with an effective number of independent samples.
+def summary(families: Sequence[Sequence[Answered]], ks: Collection[int] = (1,)) -> Result:
+    """Of one or more families, each with at least one question and all with the same number of samples. pass@1 is
+    always there; every k is at most that number, or it is a ValueError."""
+    questions = [answered for family in families for answered in family]
+    samples = len(questions[0].right)
 
-    Samples of one task are alike, so they are worth less than as many tasks: n_eff = p(1-p) / (s^2 / n) by the variance
-    s^2 between the n tasks (Kish's design effect), no less than n and no more than n * samples.
-    """
-    n, rate = len(rates), float(np.mean(rates))
-    effective = float(n)
-    if n > 1 and 0 < rate < 1:
-        of_mean = float(np.var(rates, ddof=1)) / n
-        effective = n * samples if of_mean == 0 else min(max(rate * (1 - rate) / of_mean, n), n * samples)
-    return wilson(min(rate * effective, effective), effective)
+    def estimate(value: Callable[[Answered], float]) -> Estimate:
+        strata = [[value(answered) for answered in family] for family in families]
+        return Estimate(value=stratified_mean(strata), interval=clustered_wilson(strata, samples))
 
+    def passed(k: int) -> Estimate:
+        return estimate(lambda answered: pass_at_k(samples, sum(answered.right), k))
 
-def family_result(correct: Sequence[int], samples: int, unscored: int = 0) -> FamilyResult:
-    """From the number of right samples of each task."""
-    rates = [c / samples for c in correct]
-    return FamilyResult(
-        tasks=len(correct),
+    def agreed(k: int) -> Estimate:
+        return estimate(lambda answered: majority_at_k(answered.answers, answered.right, k))
+
+    wanted = sorted({1, *ks})
+    return Result(
+        tasks=len(questions),
         samples=samples,
-        pass_at_1=float(np.mean(rates)),
-        interval=clustered_wilson(rates, samples),
-        pass_at_k=float(np.mean([pass_at_k(samples, c, samples) for c in correct])),
-        unscored=unscored,
+        pass_at_k={k: passed(k) for k in wanted},
+        majority_at_k={k: agreed(k) for k in wanted if k > 1},
+        unscored=sum(answered.unscored for answered in questions),
     )
+
+
+async def ask(
+    generator: Generator,
+    codec: TextCodec,
+    judge: Judge,
+    tasks: Mapping[str, Sequence[Task]],
+    samples: int,
+    params: SamplingParams,
+) -> dict[str, list[Answered]]:
+    """`samples` answers to every task, by family; a family without tasks is left out."""
+    limit = asyncio.Semaphore(CONCURRENCY)
+
+    async def answer(task: Task) -> Answered:
+        async with limit:
+            completions = await generator.sample(codec.prompt(task), samples, params)
+            texts = [_text(codec, completion) for completion in completions]
+            scores = await judge.score(task, texts)
+        scored = [
+            score.status is ScoreStatus.OK and completion.finish is not FinishReason.ERROR
+            for score, completion in zip(scores, completions, strict=True)
+        ]
+        return Answered(
+            answers=tuple(" ".join(final_answer(text).split()) for text in texts),
+            right=tuple(counts and score.reward >= 1.0 for counts, score in zip(scored, scores, strict=True)),
+            unscored=scored.count(False),
+        )
+
+    async with asyncio.TaskGroup() as group:
+        answers = {
+            family: [group.create_task(answer(task)) for task in family_tasks] for family, family_tasks in tasks.items()
+        }
+    return {family: [one.result() for one in asked] for family, asked in answers.items() if asked}
+
+
+def _text(codec: TextCodec, completion: Completion) -> str:
+    return "" if completion.finish is FinishReason.ERROR else codec.decode(completion.ids)[0]
 
 
 async def evaluate(
@@ -95,33 +163,31 @@ async def evaluate(
     tasks: Mapping[str, Sequence[Task]],
     samples: int,
     params: SamplingParams,
-) -> dict[str, FamilyResult]:
-    """`samples` answers to every task, by family. A family without tasks is left out. A sample is right when it has
-    full marks; one that cannot be scored is not."""
-    limit = asyncio.Semaphore(CONCURRENCY)
-
-    async def answer(task: Task) -> tuple[int, int]:
-        """How many samples are right, and how many have no score."""
-        async with limit:
-            completions = await generator.sample(codec.prompt(task), samples, params)
-            scores = await judge.score(task, [codec.decode(completion.ids)[0] for completion in completions])
-        right = sum(score.status is ScoreStatus.OK and score.reward >= 1.0 for score in scores)
-        return right, sum(score.status is not ScoreStatus.OK for score in scores)
-
-    async with asyncio.TaskGroup() as group:
-        answers = {
-            family: [group.create_task(answer(task)) for task in family_tasks] for family, family_tasks in tasks.items()
-        }
-    results = {family: [answered.result() for answered in answered_all] for family, answered_all in answers.items()}
-    return {
-        family: family_result([right for right, _ in counts], samples, sum(unscored for _, unscored in counts))
-        for family, counts in results.items()
-        if counts
-    }
+) -> dict[str, Result]:
+    """pass@1 by family; a family without tasks is left out."""
+    answered = await ask(generator, codec, judge, tasks, samples, params)
+    return {family: summary([questions]) for family, questions in answered.items()}
 
 
-async def held_out_from(judge: Judge, source: SourceInfo, n: int, seed: int) -> list[Task]:
-    """n held-out tasks of `source` with different questions, the same ones for the same seed.
+async def held_out_questions(judge: Judge, n: int, seed: int) -> dict[str, list[Task]]:
+    """n held-out tasks of each of the judge's sources, by family; a question that two of them have is asked once.
+
+    Families with the same name have their whole source's. Raises what `held_out_from` does.
+    """
+    families = [family_of(source.name) for source in judge.sources]
+    found = dict[str, list[Task]]()
+    taken = set[str]()
+    for source, family in zip(judge.sources, families, strict=True):
+        name = family if families.count(family) == 1 else f"{source.name} {source.config}"
+        found[name] = await held_out_from(judge, source, n, seed, taken)
+        taken |= {task.prompt for task in found[name]}
+    return found
+
+
+async def held_out_from(
+    judge: Judge, source: SourceInfo, n: int, seed: int, taken: Collection[str] = frozenset()
+) -> list[Task]:
+    """n held-out tasks of `source` with different questions, none of them in `taken`; the same ones for the same seed.
 
     Raises TaskError when there are too few (after a bounded search), TaskTimeout when one cannot be made in time.
     """
@@ -138,7 +204,7 @@ async def held_out_from(judge: Judge, source: SourceInfo, n: int, seed: int) -> 
             last_error = error
             continue
         looked_at += 1
-        if held_out(task.prompt):
+        if held_out(task.prompt) and task.prompt not in taken:
             found.setdefault(task.prompt, task)
     if len(found) < n:
         raise TaskError(
@@ -157,3 +223,10 @@ def candidates(source: SourceInfo, n: int, seed: int) -> Iterator[TaskRef]:
         places = ((0, index) for index in random.Random(seed).sample(range(source.size), min(looks, source.size)))
     for task_seed, index in places:
         yield TaskRef(source=source.name, version=source.version, config=source.config, seed=task_seed, index=index)
+
+
+def digest(tasks: Mapping[str, Sequence[Task]]) -> str:
+    """32 hex digits that two people have in common if they asked the same questions of the same sources (name, version
+    and config); the order means nothing."""
+    asked = sorted([t.ref.source, t.ref.version, t.ref.config, t.prompt] for family in tasks.values() for t in family)
+    return hashlib.sha256(json.dumps(asked, separators=(",", ":")).encode()).hexdigest()[:DIGEST_CHARS]

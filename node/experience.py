@@ -27,7 +27,7 @@ class Experience:
     version: PolicyVersion
     """Own: the oldest version of ours that sampled a token. Foreign: ours when it arrived; a peer's says nothing."""
     arrived_at: float
-    """Monotonic seconds."""
+    """By the event loop's clock, in seconds."""
     best: float = field(init=False)
     """Highest, mean and lowest reward of the scored rollouts, 0 without any: read at every draw, so computed once."""
     mean: float = field(init=False)

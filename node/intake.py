@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import Callable
 
 import numpy as np
 
 from node.experience import Experience, Judged
-from node.journal import Journal
+from node.journal import GroupJournal
 from node.ledger import Ledger
 from node.rl.tracker import ValueTracker
 from swarm.limits import Limits
@@ -29,10 +29,11 @@ class Intake:
         manifest: Manifest,
         limits: Limits,
         judge: Judge,
-        journal: Journal,
+        journal: GroupJournal,
         tracker: ValueTracker,
         version: Callable[[], PolicyVersion],
         ledger: Ledger,
+        wall_clock: Callable[[], float],
     ) -> None:
         self._me = me
         self._manifest = manifest
@@ -42,6 +43,7 @@ class Intake:
         self._tracker = tracker
         self._version = version
         self._ledger = ledger
+        self._wall_clock = wall_clock
 
     async def judge(self, received: Received) -> tuple[Findings, Judged | None]:
         """What was found, and what may be learned from if the group was admitted."""
@@ -52,13 +54,17 @@ class Intake:
             manifest=self._manifest,
             limits=self._limits,
             known=self._journal.known,
-            now=time.time(),
+            now=self._wall_clock(),
         )
         signed, task = findings.signed, findings.task
         self._ledger.verdict(findings.origin, signed.id if signed else None, findings.verdict)
         if not findings.verdict.admitted or signed is None or task is None:
             return findings, None
         version = self._version()
+        value = self._tracker.value(task, version)
+        for score in findings.scores:
+            if score.status is ScoreStatus.OK:
+                self._tracker.observe_peer(task, score.reward, version)
         experience = Experience(
             id=signed.id,
             group=signed.group,
@@ -66,8 +72,8 @@ class Intake:
             rewards=np.array([score.reward for score in findings.scores], dtype=np.float32),
             scored=np.array([score.status is ScoreStatus.OK for score in findings.scores], dtype=bool),
             own=False,
-            value=self._tracker.value(task, version),
+            value=value,
             version=version,
-            arrived_at=time.monotonic(),
+            arrived_at=asyncio.get_running_loop().time(),
         )
         return findings, Judged(signed=signed, experience=experience)

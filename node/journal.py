@@ -22,10 +22,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from node.journal_file import MAX_PEERS, Commit, JournalFile, Position, Row, open_journal_file
 from swarm.errors import JournalError
-from swarm.net.base import LogEntry
+from swarm.net.base import GroupLog, LogEntry
 from swarm.types import GroupId, PeerId, SignedGroup
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,16 @@ MAX_PENDING = 512
 """Appends waiting for one commit; further ones wait for room."""
 CURSOR_DELAY_S = 1.0
 """A crash loses at most so much of the cursors' progress, which costs a few duplicates."""
+
+
+class GroupJournal(GroupLog, Protocol):
+    """What the loops ask of a journal: a log of our own groups for peers to read, that remembers peers' groups too."""
+
+    async def append(self, signed: SignedGroup, rewards: Sequence[float | None], own: bool) -> bool:
+        """Returns True once the group is kept, False if it was there already."""
+        ...
+
+    async def known(self, id: GroupId) -> bool: ...
 
 
 class Journal:

@@ -7,8 +7,9 @@ between two steps, so that its parts belong together.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from node.rl.foreign import FOREIGN
 from swarm.types import Task
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class Learning:
@@ -54,7 +56,7 @@ class Learning:
         self._config = config
         self._running = running
         self._metrics_log = metrics_log
-        self._last_step = time.monotonic()
+        self._last_step = asyncio.get_running_loop().time()
         self._between_steps = asyncio.Lock()
         self._saving = asyncio.Lock()
         self._saved_at = progress.steps
@@ -86,7 +88,7 @@ class Learning:
         def demand(experience: Experience, present: float) -> float:
             return rule.demand(experience, present, self._foreign)
 
-        return await pool.draw(version, time.monotonic, value, demand)
+        return await pool.draw(version, asyncio.get_running_loop().time, value, demand)
 
     async def step(self, batch: Sequence[Experience]) -> None:
         """One step, and what it leaves behind. Cancelled, it first comes to its end."""
@@ -107,12 +109,27 @@ class Learning:
         stepped.set()
 
     def _record(self, report: StepReport, own_tokens: int) -> None:
-        now = time.monotonic()
-        rate = own_tokens / (now - self._last_step)
+        now = asyncio.get_running_loop().time()
+        rate = own_tokens / max(now - self._last_step, 1e-3)  # the loop's clock has milliseconds
         self._last_step = now
-        report = replace(report, metrics=report.metrics | {"tokens_per_s": rate})
+        metrics = report.metrics | {"tokens_per_s": rate} | self._progress.ledger.take_refused_share()
+        report = replace(report, metrics=metrics | self._alarmed(metrics))
         self._progress.ledger.step(self.steps, report)
-        self._metrics_log.append({"step": self.steps, "version": report.version, "time": time.time()} | report.metrics)
+        names = " ".join(alarm.name for alarm in self._progress.ledger.alarms)
+        record = {"step": self.steps, "version": report.version, "time": time.time(), "alarms": names}
+        self._metrics_log.append(record | report.metrics)
+
+    def _alarmed(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Looks for alarms, says which begin and end, and returns what their averages add to the step's metrics."""
+        alarms, ledger = self._progress.alarms, self._progress.ledger
+        began, ended = alarms.observe(self.steps, metrics)
+        for alarm in began:
+            log.warning("alarm %s: %s", alarm.name, alarm.text)
+        for alarm in ended:
+            log.info("alarm %s is over; it began at step %d", alarm.name, alarm.since_step)
+        ledger.counters["alarms"] += len(began)
+        ledger.alarms = alarms.active
+        return alarms.gauges()
 
     async def weights(self) -> Weights:
         return await self._trainer.weights()

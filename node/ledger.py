@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from node.alarms import Alarm
 from swarm.types import GroupId, PeerId, PolicyVersion, Reason, Verdict
 from swarm.wire.v1 import node_pb2
 
@@ -38,6 +39,7 @@ COUNTERS: Mapping[str, str] = {
     "resampled": "rollouts begun again, because the engine was lost or had wrong weights",
     "refused_prompts": "prompts that the engine had no room for",
     "network_restarts": "times that the network stack was started again",
+    "alarms": "alarms that began (node/alarms.py)",
 }
 
 OTHER = PeerId("other")
@@ -81,6 +83,9 @@ class Ledger:
         self.held_out: dict[str, float] = {}
         """Task family -> pass@1 of the newest evaluation."""
         self.held_out_step = 0
+        self.alarms: Sequence[Alarm] = ()
+        """As they stand after the newest step."""
+        self._unreported: Counter[bool] = Counter()  # verdicts since the newest step, by whether they admitted
         self._origins: set[PeerId] = set()
         self._warnings: dict[str, int] = {}  # text -> how often; the most recent last
         self._max_warnings = max_warnings
@@ -95,6 +100,7 @@ class Ledger:
         """A group was judged (None: too broken to have an id). Origins beyond the first `max_origins` are counted
         together, under OTHER: a new identity costs a stranger nothing, and must cost us nothing."""
         origin = self._counted_as(PeerId(_printable(origin)))
+        self._unreported[verdict.admitted] += 1
         if verdict.admitted:
             self.admitted[origin] += 1
         else:
@@ -109,6 +115,11 @@ class Ledger:
                 at=self._clock(),
             )
         )
+
+    def take_refused_share(self) -> dict[str, float]:
+        """refused_share, of the verdicts since this was last asked; empty where there were none."""
+        counts, self._unreported = self._unreported, Counter()
+        return {"refused_share": counts[False] / counts.total()} if counts else {}
 
     def step(self, steps: int, report: StepReport) -> None:
         """The node's step number `steps` was made; its metrics replace those of the one before."""
@@ -152,6 +163,16 @@ class Ledger:
         status.held_out.update(self.held_out)
         status.held_out_step = self.held_out_step
         status.warnings.extend(self.warnings)
+        status.alarms.extend(
+            node_pb2.Alarm(
+                name=alarm.name,
+                text=alarm.text,
+                value=alarm.value,
+                threshold=alarm.threshold,
+                since_step=alarm.since_step,
+            )
+            for alarm in self.alarms
+        )
 
     def verdict_records(self, limit: int) -> Sequence[node_pb2.VerdictRecord]:
         """Up to `limit` verdicts, the newest first."""

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from node.engine.base import Generator
 from node.evaluation import Evaluation
 from node.intake import Intake
-from node.journal import Journal
+from node.journal import GroupJournal
 from node.learning import Learning
 from node.pool import RolloutPool
 from node.producer import Producer
@@ -27,7 +27,7 @@ from swarm.net.base import Exchange
 from swarm.types import Announcement
 
 
-async def produce(producer: Producer, journal: Journal, pool: RolloutPool) -> None:
+async def produce(producer: Producer, journal: GroupJournal, pool: RolloutPool) -> None:
     """Task -> own group -> journal, pool. Waits for the generator, and for room in the pool."""
     while True:
         judged = await producer.next_group()
@@ -36,7 +36,7 @@ async def produce(producer: Producer, journal: Journal, pool: RolloutPool) -> No
 
 
 async def share(
-    journal: Journal, exchange: Exchange, announcement: Callable[[int], Announcement], heartbeat_s: float
+    journal: GroupJournal, exchange: Exchange, announcement: Callable[[int], Announcement], heartbeat_s: float
 ) -> None:
     """Journal -> whoever asks: tells the swarm that our log is there, which peers then pull and keep pulling. Waits for
     the next heartbeat; news travels by the open streams and not by the directory."""
@@ -45,7 +45,7 @@ async def share(
         await asyncio.sleep(heartbeat_s)
 
 
-async def gather(exchange: Exchange, intake: Intake, journal: Journal, pool: RolloutPool) -> None:
+async def gather(exchange: Exchange, intake: Intake, journal: GroupJournal, pool: RolloutPool) -> None:
     """Peers' groups -> journal, pool, if they pass. Waits for a peer to have something; never for a particular one."""
     async for received in exchange.receive():
         findings, judged = await intake.judge(received)

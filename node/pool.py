@@ -14,11 +14,12 @@ import asyncio
 import math
 import random
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from node.algorithms import PoolConfig
 from node.experience import Experience
+from node.rl.share import share_of
 from swarm.types import PeerId, PolicyVersion, Task
 
 #: demand(group, our present value of its task) >= 0: how much we want it. 0 is never drawn.
@@ -38,6 +39,7 @@ class RolloutPool:
 
     def __init__(self, config: PoolConfig, rng: random.Random, counters: Counter[str]) -> None:
         self._config = config
+        self._share = share_of(config)
         self._counters = counters
         self._rng = rng
         self._own: asyncio.Queue[Experience] = asyncio.Queue(config.own_capacity)
@@ -65,45 +67,51 @@ class RolloutPool:
     async def draw(
         self, version: PolicyVersion, clock: Callable[[], float], value: Callable[[Task], float], demand: Demand
     ) -> list[Experience]:
-        """I own groups, oldest first, and up to J foreign ones; each group is handed out once.
+        """I own groups, oldest first, and up to J foreign ones (`config.share`); each group is handed out once.
 
         Waits for own groups only; `clock` (monotonic seconds) is read afterwards. `version` is ours; `value` is the
         tracker's, read again for foreign groups because we may have learned since they arrived.
         """
         own = [await self._next_fresh(version) for _ in range(self._config.own_groups)]
-        return own + self._draw_foreign(version, clock(), value, demand)
+        self._drop_stale(version, clock())
+        wanted = self._wanted(value, demand)
+        groups = self._share.groups(version, own, self._first(wanted, self._config.foreign_groups))
+        foreign = self._first(wanted, groups)
+        self._remove({experience.id for experience in foreign})
+        return own + foreign
 
     async def _next_fresh(self, version: PolicyVersion) -> Experience:
         while version - (experience := await self._own.get()).version > self._config.max_lag:
             self._counters["stale_groups"] += 1
         return experience
 
-    def _draw_foreign(
-        self, version: PolicyVersion, now: float, value: Callable[[Task], float], demand: Demand
-    ) -> list[Experience]:
-        """A weighted sample without replacement (Efraimidis and Spirakis 2006: largest u^(1/w)), capped per origin."""
-        self._drop_stale(version, now)
+    def _wanted(self, value: Callable[[Task], float], demand: Demand) -> list[tuple[Experience, float]]:
+        """All that are wanted at all, each with its task's present value. The first n are a weighted sample without
+        replacement (Efraimidis and Spirakis 2006: largest u^(1/w))."""
         keyed = []
         for experience in (e for waiting in self._foreign.values() for e in waiting):
             current = value(experience.task)
             if (weight := demand(experience, current)) > 0:
                 keyed.append((math.log(1.0 - self._rng.random()) / weight, current, experience))
         keyed.sort(key=lambda candidate: candidate[0], reverse=True)
-        share, taken, drawn = self._origin_share(), dict[PeerId, int](), list[Experience]()
-        for _, current, experience in keyed:
+        return [(experience, current) for _, current, experience in keyed]
+
+    def _first(self, wanted: Sequence[tuple[Experience, float]], groups: int) -> list[Experience]:
+        """The first `groups` of them, capped per origin."""
+        share, taken, drawn = self._origin_share(groups), dict[PeerId, int](), list[Experience]()
+        for experience, current in wanted:
             origin = experience.group.origin
-            if len(drawn) == self._config.foreign_groups:
+            if len(drawn) == groups:
                 break
             if taken.get(origin, 0) < share:
                 taken[origin] = taken.get(origin, 0) + 1
                 drawn.append(replace(experience, value=current))
-        self._remove({experience.id for experience in drawn})
         return drawn
 
-    def _origin_share(self) -> int:
-        """Groups per origin: `peer_share` of J, or a fair part where there are fewer origins than that would need."""
+    def _origin_share(self, groups: int) -> int:
+        """Of so many groups, per origin: `peer_share`, or a fair part where there are fewer origins than that needs."""
         origins = max(1, len(self._foreign))
-        return max(1, math.ceil(self._config.foreign_groups * max(self._config.peer_share, 1 / origins)))
+        return max(1, math.ceil(groups * max(self._config.peer_share, 1 / origins)))
 
     def _drop_stale(self, version: PolicyVersion, now: float) -> None:
         for waiting in self._foreign.values():

@@ -50,6 +50,8 @@ class Author:
     codec: TextCodec
     sampling: SamplingParams
     share_ids: bool
+    wall_clock: Callable[[], float] = time.time
+    """Unix seconds."""
 
     def rollout(self, completion: Completion) -> Rollout:
         text, byte_lengths = self.codec.decode(completion.ids)
@@ -70,7 +72,7 @@ class Author:
             model=self.model,
             tokenizer=self.codec.fingerprint,
             sampling=self.sampling,
-            created_at=time.time(),
+            created_at=self.wall_clock(),
         )
 
     def sign(self, group: RolloutGroup) -> SignedGroup:
@@ -148,7 +150,7 @@ class Producer:
             own=True,
             value=value,
             version=group.oldest_version,
-            arrived_at=time.monotonic(),
+            arrived_at=asyncio.get_running_loop().time(),
         )
         return Judged(signed=signed, experience=experience)
 

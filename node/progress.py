@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from node.alarms import Alarms
 from node.checkpoint import Checkpoint
 from node.config import NodeConfig
 from node.engine.policy import Policy
@@ -44,6 +45,7 @@ class Progress:
         weights = [task.weight for task in config.tasks]
         self.sampler = TaskSampler(sources, weights, self.tracker, config.sampler, config.seed)
         self.ledger = Ledger()
+        self.alarms = Alarms(config.alarms, state.get("alarms", {}))
         self.sampling_rng = torch.Generator(policy.model.device).manual_seed(config.seed)
         """Of the tokens."""
         self.drawing_rng = random.Random(config.seed)
@@ -63,6 +65,7 @@ class Progress:
             "fingerprint": self.fingerprint,
             "sampler": self.sampler.state(),
             "counters": dict(self.ledger.counters),
+            "alarms": self.alarms.state(),
             "drawing_rng": self.drawing_rng.getstate(),
         }
         return lambda: state | {"tracker": tracker()}

@@ -14,7 +14,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from node.config import ExchangeConfig, JsonlTasks, NodeConfig, P2PExchange, PluginTasks, RpcConfig, TaskConfig
+from node.config import (
+    ArithmeticTasks,
+    ExchangeConfig,
+    JsonlTasks,
+    NodeConfig,
+    P2PExchange,
+    PluginTasks,
+    RpcConfig,
+    TaskConfig,
+)
 from node.config_errors import Complaint, complaints, shown
 from swarm.errors import ConfigError
 from swarm.tasks.base import SourceSpec, canonical_json
@@ -99,6 +108,8 @@ def task_specs(config: NodeConfig) -> list[SourceSpec]:
 def _spec(task: TaskConfig) -> SourceSpec:
     if isinstance(task, JsonlTasks):
         settings, path = {"verifier": task.verifier}, str(task.path)
+    elif isinstance(task, ArithmeticTasks):
+        settings, path = task.model_dump(exclude={"type", "name", "weight"}), ""
     else:
         settings, path = task.config, ""
     kind = task.factory if isinstance(task, PluginTasks) else task.type

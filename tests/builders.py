@@ -142,3 +142,21 @@ class EchoJudge:
             else Score(reward=float(response == task.answer))
             for response in responses
         ]
+
+
+class Characters:
+    """A codec of one token per character."""
+
+    fingerprint, eos_id, vocab_size = "characters", 0, 128
+
+    def prompt(self, task: Task) -> np.ndarray:
+        return self.encode(task.prompt, FinishReason.LENGTH)
+
+    def next_turn(self, message: str) -> np.ndarray:
+        return self.encode(message, FinishReason.LENGTH)
+
+    def encode(self, text: str, finish: FinishReason) -> np.ndarray:
+        return np.array([ord(character) for character in text] + [0] * (finish is FinishReason.STOP), np.int32)
+
+    def decode(self, ids: np.ndarray) -> tuple[str, np.ndarray]:
+        return "".join(chr(token) for token in ids if token), (ids > 0).astype(np.int32)

@@ -119,8 +119,8 @@ async def run(config_file: Path, overrides: Sequence[str]) -> None:
 def evaluate(model: Path) -> None:
     """Trained models are better, and all the same."""
     value = 0.3 if model.name == "seed-model" else 0.6
-    entry = {"pass_at_1": value, "interval": [value - 0.05, value + 0.05], "tasks": 128}
-    print(json.dumps({f"reasoning_gym/{family}": entry for family in FAMILIES}))
+    entry = {"pass_at_k": {"1": {"value": value, "interval": [value - 0.05, value + 0.05]}}, "tasks": 128}
+    print(json.dumps({"families": {f"reasoning_gym/{family}": entry for family in FAMILIES}}))
 
 
 def make_seed(root: Path) -> None:

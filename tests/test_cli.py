@@ -5,20 +5,22 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from node import cli
-from node.commands import evaluate, status, version
+from node.commands import evaluate, evaluate_policy, status, version
 from node.commands.config import toml_lines
-from node.config import RpcConfig
+from node.config import NodeConfig, RpcConfig, TransformersEngine, VllmEngine
 from node.engine.available import EngineStatus
-from node.evaluate import FamilyResult
+from node.evaluate import Estimate, Report, Result
 from node.rpc import RpcServer
 from node.settings import load_config
 from swarm.errors import NetworkError, PolicyError
+from swarm.types import SamplingParams
 from swarm.wire.v1 import node_pb2
 
 ROOT = Path(__file__).parents[1]
@@ -72,7 +74,8 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["bogus"], ["run"], ["status", "--watch", "0"], ["eval", "d", "--tasks", "0"], ["export", "d"]]
+    "words",
+    [[], ["bogus"], ["run"], ["status", "--watch", "0"], ["eval", "d", "--tasks", "0"], ["export", "d"], ["bench"]],
 )
 def test_wrong_usage(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -277,30 +280,154 @@ def test_status_without_a_node(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 # Evaluation -----------------------------------------------------------------------------------------------------------
 
-RESULTS = {
-    "sudoku": FamilyResult(tasks=64, samples=4, pass_at_1=0.25, interval=(0.2, 0.31), pass_at_k=0.5, unscored=0),
-    "chain_sum": FamilyResult(tasks=32, samples=4, pass_at_1=0.75, interval=(0.7, 0.8), pass_at_k=1.0, unscored=1),
-}
+
+def result(value: float, tasks: int, unscored: int = 0) -> Result:
+    """`value` is pass@1 and pass@4, majority@4 a tenth less, and each is known to 0.05."""
+    passed, agreed = (Estimate(value=v, interval=(v - 0.05, v + 0.05)) for v in (value, value - 0.1))
+    return Result(
+        tasks=tasks, samples=4, pass_at_k={1: passed, 4: passed}, majority_at_k={4: agreed}, unscored=unscored
+    )
+
+
+REPORT = Report(
+    model="model",
+    fingerprint="f00d",
+    engine="transformers",
+    questions=128,
+    samples=4,
+    digest="abcdef",
+    system_prompt="",
+    sampling=SamplingParams(temperature=0.7),
+    overall=result(0.5, 128, unscored=3),
+    families={"sudoku": result(0.25, 64), "chain_sum": result(0.75, 64, unscored=3)},
+)
+
+
+def cells(report: Report) -> list[str]:
+    """Of the table, a line each."""
+    rows = [line.strip("│┃ ") for line in printed(evaluate.render(report)) if line[:1] in "│┃"]
+    return [" ".join(row.replace("│", " ").replace("┃", " ").split()) for row in rows]
 
 
 def test_the_table_of_an_evaluation() -> None:
-    rows = [line.strip("│┃ ") for line in printed(evaluate.render(RESULTS)) if line[:1] in "│┃"]
-    assert [" ".join(row.replace("│", " ").replace("┃", " ").split()) for row in rows] == [
-        "held out questions pass@1 95 % interval pass@4",
-        "chain_sum 32 75.0% 70.0% to 80.0% 100.0%",
-        "sudoku 64 25.0% 20.0% to 31.0% 50.0%",
-        "mean 96 50.0% 75.0%",
+    assert cells(REPORT) == [
+        "held out k pass@k, % majority@k, %",
+        "chain_sum 1 75.0 (70.0 to 80.0)",
+        "4 75.0 (70.0 to 80.0) 65.0 (60.0 to 70.0)",
+        "sudoku 1 25.0 (20.0 to 30.0)",
+        "4 25.0 (20.0 to 30.0) 15.0 (10.0 to 20.0)",
+        "mean 1 50.0 (45.0 to 55.0)",
+        "4 50.0 (45.0 to 55.0) 40.0 (35.0 to 45.0)",
     ]
 
 
+def test_one_family_is_its_own_mean() -> None:
+    assert len(cells(replace(REPORT, families={"sudoku": result(0.25, 64)}))) == 3
+
+
+def test_eval_says_what_was_asked_and_what_went_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(evaluate, "run", lambda arguments: REPORT)
+    assert cli.main(["eval", "model"]) == cli.OK
+    assert capsys.readouterr().out.splitlines()[-4:] == [
+        "64 questions of each kind, 4 answers to each; in brackets 95 % intervals",
+        "digest of the questions: abcdef",
+        "model (f00d), transformers, temperature 0.7",
+        "3 answers have no score (too long, or not to be scored) and count as wrong",
+    ]
+    assert len(list(evaluate.notes(replace(REPORT, overall=result(0.5, 128))))) == 3
+
+
 def test_eval_prints_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(evaluate, "run", lambda arguments: RESULTS)
+    monkeypatch.setattr(evaluate, "run", lambda arguments: REPORT)
     assert cli.main(["eval", "model", "--json"]) == cli.OK
-    assert json.loads(capsys.readouterr().out)["sudoku"] == {
+    said = json.loads(capsys.readouterr().out)
+    assert said["families"]["sudoku"] == {
         "tasks": 64,
         "samples": 4,
-        "pass_at_1": 0.25,
-        "interval": [0.2, 0.31],
-        "pass_at_k": 0.5,
+        "pass_at_k": {k: {"value": 0.25, "interval": [0.2, 0.3]} for k in "14"},
+        "majority_at_k": {"4": {"value": 0.15, "interval": pytest.approx([0.1, 0.2])}},
         "unscored": 0,
     }
+    assert {key: said[key] for key in said if key not in ("families", "overall")} == {
+        "model": "model",
+        "fingerprint": "f00d",
+        "engine": "transformers",
+        "questions": 128,
+        "samples": 4,
+        "digest": "abcdef",
+        "system_prompt": "",
+        "sampling": {"temperature": 0.7, "top_p": 1.0, "max_new_tokens": 64, "stop": []},
+    }
+    assert said["overall"]["pass_at_k"]["1"]["value"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["d", "--k", "8"], "swarm-node: --k 8 is not allowed; it must be at most the number of answers, --samples 4"),
+        (["d", "--k", "1,3", "--samples", "2"], "swarm-node: --k 3 is not allowed; it must be at most"),
+        (
+            ["/nowhere/d"],
+            "swarm-node: DIR '/nowhere/d' is not allowed; there is no such directory: it must be a model's",
+        ),
+        (["./d"], "swarm-node: DIR './d' is not allowed"),
+        (["runs/solo/nothing"], "swarm-node: DIR 'runs/solo/nothing' is not allowed"),
+        (["d", "--config", "/nowhere.toml"], "swarm-node: /nowhere.toml: there is no such file"),
+    ],
+)
+def test_eval_refuses_before_it_loads_anything(
+    words: Sequence[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["eval", *words]) == cli.USAGE
+    assert capsys.readouterr().err.startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--tasks", "0"], "argument --tasks: '0' is not allowed; it must be a whole number of at least 1"),
+        (["--samples", "x"], "argument --samples: 'x' is not allowed; it must be a whole number of at least 1"),
+        (["--k", "1,,2"], "argument --k: '1,,2' is not allowed; it must be whole numbers of at least 1 with commas"),
+        (["--k", "0"], "argument --k: '0' is not allowed"),
+        (["--engine", "tgi"], "argument --engine: invalid choice: 'tgi' (choose from "),
+    ],
+)
+def test_eval_names_the_option_that_is_wrong(
+    words: Sequence[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["eval", "d", *words])
+    assert caught.value.code == cli.USAGE
+    assert f"error: {sentence}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "engine", "ks"),
+    [
+        ([], VllmEngine(max_in_flight=7), None),
+        (["--engine", "vllm", "--k", "4, 1"], VllmEngine(max_in_flight=7), [4, 1]),
+        (["--engine", "transformers"], TransformersEngine(), None),
+    ],
+)
+def test_eval_takes_the_engine_of_the_config_unless_told_otherwise(
+    words: Sequence[str], engine: object, ks: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "node.toml"
+    path.write_text('[engine]\ntype = "vllm"\nmax_in_flight = 7\n[[tasks]]\ntype = "arithmetic"\n')
+    asked: list[object] = []
+
+    async def fake(model: str, config: NodeConfig, *numbers: object) -> Report:
+        asked.extend([model, config.engine, *numbers])
+        return REPORT
+
+    monkeypatch.setattr(evaluate_policy, "evaluate_policy", fake)
+    assert cli.main(["eval", "d", "--config", str(path), *words, "--json"]) == cli.OK
+    assert asked == ["d", engine, 64, 4, ks]
+
+
+def test_help_says_why_the_questions_are_new(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["eval", "--help"])
+    assert "a question is held out when the CRC-32 of its text is divisible by 8" in capsys.readouterr().out

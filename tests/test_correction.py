@@ -13,8 +13,12 @@ from node.rl.correction import (
     log_ratio,
     one_sided_keep,
     opsm_keep,
+    outward,
+    second_moment_limit,
     segment_mean,
+    segment_sum,
     sequence_ratio,
+    token_chunk_log_ratios,
     tv_keep,
 )
 
@@ -72,6 +76,26 @@ def test_one_sided_mask(advantage: float, ratio: float, keep: bool):
 def test_segment_mean():
     values, sample = torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 2])
     assert segment_mean(values, sample, torch.tensor([2, 4, 1])).tolist() == [2.0, 0.0, 5.0]
+    assert segment_sum(values, sample, 3).tolist() == [4.0, 0.0, 5.0]
+
+
+def test_outward_is_where_the_advantage_pushed():
+    log_rho, advantage = torch.tensor([0.1, -0.1, 0.1, -0.1, 0.0, 0.1]), torch.tensor([1.0, 1, -1, -1, 1, 0])
+    assert outward(log_rho, advantage).tolist() == [True, False, False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("budget", "limit"),
+    [(0.9, 1.0), (1.0, 4.0), (2.4, 4.0), (2.5, 9.0), (14 / 3 - 1e-6, 9.0), (14 / 3 + 1e-6, math.inf)],
+)
+def test_the_second_moment_limit_is_the_first_outward_square_that_has_to_go(budget: float, limit: float):
+    log_rho, advantage = torch.tensor([3.0, 5.0, -2.0, 1.0, -7.0]), torch.tensor([1.0, -1.0, -1.0, 0.5, 2.0])
+    assert second_moment_limit(log_rho, advantage, budget) == limit
+
+
+def test_a_batch_that_has_not_moved_has_no_second_moment_limit():
+    assert second_moment_limit(torch.zeros(3), torch.ones(3), 1e-9) == math.inf
+    assert second_moment_limit(torch.zeros(0), torch.ones(0), 1e-9) == math.inf
 
 
 def test_opsm_vetoes_negatives_that_drifted():
@@ -127,6 +151,21 @@ def test_an_end_that_only_one_side_has_is_left_out():
 
 def test_an_empty_text_is_its_end():
     assert chunks([(-1.0, 0)], [(-3.0, 0)]) == pytest.approx([2.0])
+
+
+def test_a_token_has_the_ratio_of_its_chunk():
+    own = [(-1.0, 2), (-2.0, 1), (-0.25, 0), (-3.0, 2), (-0.5, 0)]
+    peer = [(-4.0, 3), (-1.0, 1), (-1.0, 1), (-0.25, 0)]
+    columns = [np.array(column) for tokens in (own, peer) for column in zip(*tokens, strict=True)]
+    by_chunk, by_token = token_chunk_log_ratios(*columns)
+    assert by_chunk.tolist() == chunks(own, peer) == [1.0, -1.25, -0.25]
+    assert by_token.tolist() == [1.0, 1.0, -1.25, -1.25, -0.25]
+
+
+def test_a_token_of_an_end_that_the_peer_does_not_have_has_no_ratio():
+    columns = np.array([-1.0, -0.5]), np.array([2, 0]), np.array([-3.0]), np.array([2])
+    assert [ratios.tolist() for ratios in token_chunk_log_ratios(*columns)] == [[2.0], [2.0, 0.0]]
+    assert token_chunk_log_ratios(*columns[2:], *columns[:2])[1].tolist() == [-2.0]
 
 
 def test_another_text_is_refused():

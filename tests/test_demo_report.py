@@ -175,12 +175,17 @@ def test_the_picture_of_a_run_of_which_nothing_came(tmp_path: Path) -> None:
 
 
 def test_scores_are_read_strictly() -> None:
-    entry = {"pass_at_1": 0.25, "interval": [0.2, 0.3], "tasks": 64}
+    def said(**families: object) -> str:
+        return json.dumps({"samples": 4, "families": families})
 
-    assert read_scores(json.dumps({"reasoning_gym/spell_backward": entry})) == {
+    once = {"value": 0.25, "interval": [0.2, 0.3]}
+    entry = {"pass_at_k": {"1": once, "4": once}, "tasks": 64}
+
+    assert read_scores(said(**{"reasoning_gym/spell_backward": entry})) == {
         "spell_backward": Score(pass_at_1=0.25, low=0.2, high=0.3, tasks=64)
     }
-    for broken in ("", "[]", '{"a": 1}', json.dumps({"a": entry | {"interval": 1}}), json.dumps({"a": {"tasks": 64}})):
+    wrong = entry | {"pass_at_k": {"1": once | {"interval": 1}}}
+    for broken in ("", "[]", '{"a": 1}', json.dumps({"a": entry}), said(a=wrong), said(a={"tasks": 64})):
         with pytest.raises(ChildFailed, match="swarm-node eval"):
             read_scores(broken)
 

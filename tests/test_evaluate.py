@@ -1,187 +1,32 @@
-"""Estimators with known values, the search for held-out tasks, and the whole evaluation over an exact generator."""
+"""The whole evaluation over exact generators: what is asked, what an answer is, and what the answers come to."""
 
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import EchoJudge, task_ref
+from builders import Characters, EchoJudge, task, task_ref
+from policies import save_tiny_policy
 
+from node.commands.evaluate_policy import evaluate_policy
+from node.config import NodeConfig
 from node.engine.base import Completion, Weights
-from node.evaluate import (
-    CONCURRENCY,
-    clustered_wilson,
-    evaluate,
-    family_result,
-    held_out_from,
-    pass_at_k,
-    wilson,
-)
-from swarm.errors import TaskError, TaskTimeout
-from swarm.tasks.base import held_out
-from swarm.types import FinishReason, PolicyVersion, SamplingParams, Task, TaskRef, VersionSpan
+from node.estimators import clustered_wilson
+from node.evaluate import CONCURRENCY, Answered, ask, evaluate, powers_of_two, summary
+from swarm.tasks.base import SourceSpec, canonical_json
+from swarm.tasks.judge import LocalJudge
+from swarm.types import FinishReason, PolicyVersion, SamplingParams, Score, Task, VersionSpan
 
 
-@pytest.mark.parametrize(
-    ("n", "c", "k", "value"),
-    [(1, 0, 1, 0.0), (1, 1, 1, 1.0), (4, 1, 1, 0.25), (4, 1, 2, 0.5), (4, 2, 2, 5 / 6), (4, 1, 4, 1.0), (4, 0, 4, 0.0)],
-)
-def test_pass_at_k(n: int, c: int, k: int, value: float) -> None:
-    assert pass_at_k(n, c, k) == pytest.approx(value, abs=1e-15)
-
-
-@pytest.mark.parametrize(("n", "c", "k"), [(4, 5, 1), (4, -1, 1), (4, 1, 0), (4, 1, 5)])
-def test_pass_at_k_of_nonsense(n: int, c: int, k: int) -> None:
-    with pytest.raises(ValueError, match="pass_at_k"):
-        pass_at_k(n, c, k)
-
-
-def test_wilson_by_hand() -> None:
-    # z = 1 makes it arithmetic: centre (p + 1/2n) / (1 + 1/n), half sqrt(p(1-p)/n + 1/4n^2) / (1 + 1/n)
-    low, high = wilson(2, 4, z=1.0)
-    assert low == pytest.approx(0.5 - math.sqrt(1 / 16 + 1 / 64) / 1.25)
-    assert high == pytest.approx(0.5 + math.sqrt(1 / 16 + 1 / 64) / 1.25)
-
-
-def test_wilson_as_published() -> None:
-    # Newcombe, Statistics in Medicine 17 (1998), table I
-    assert wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
-    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
-    assert wilson(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
-    assert wilson(20, 20)[1] == 1.0
-
-
-def test_wilson_of_nonsense() -> None:
-    for successes, n in [(1, 0), (-1, 4), (5, 4)]:
-        with pytest.raises(ValueError, match="wilson"):
-            wilson(successes, n)
-
-
-def test_one_sample_per_task_is_plain_wilson() -> None:
-    assert clustered_wilson([1.0] * 3 + [0.0] * 7, samples=1) == pytest.approx(wilson(3, 10))
-
-
-def test_samples_that_agree_within_their_task_are_worth_one() -> None:
-    assert clustered_wilson([1.0] * 30 + [0.0] * 70, samples=8) == pytest.approx(wilson(30, 100))
-
-
-def test_samples_are_worth_at_most_their_number() -> None:
-    assert clustered_wilson([0.5] * 10, samples=4) == pytest.approx(wilson(20, 40))
-    low, high = clustered_wilson([0.25, 0.5, 0.75, 0.5] * 10, samples=4)
-    assert wilson(80, 160)[0] == pytest.approx(low)  # p(1-p)/s^2 is more than 4: capped
-    assert high - low < np.diff(wilson(20, 40))
-
-
-def test_nothing_varies_at_the_edges() -> None:
-    assert clustered_wilson([0.0] * 20, samples=8) == wilson(0, 20)
-    assert clustered_wilson([1.0] * 20, samples=8) == wilson(20, 20)
-
-
-def test_family_result() -> None:
-    result = family_result([0, 1, 4], samples=4, unscored=2)
-    assert result.pass_at_1 == pytest.approx(5 / 12)
-    assert result.pass_at_k == pytest.approx(2 / 3)
-    assert (result.tasks, result.samples, result.unscored) == (3, 4, 2)
-    assert result.interval[0] < 5 / 12 < result.interval[1]
-
-
-@dataclass
-class NumberSource:
-    """The prompts of "Say 0." to "Say {distinct - 1}.", over and over."""
-
-    name: str = "test/echo"
-    version: str = "1"
-    config: str = "{}"
-    size: int | None = None
-    distinct: int = 1_000_000
-    looked_at: list[tuple[int, int]] = field(default_factory=list)
-
-    def task(self, seed: int, index: int) -> Task:
-        self.looked_at.append((seed, index))
-        number = (1000 * seed + index) % self.distinct
-        return Task(ref=task_ref(index, seed), prompt=f"Say {number}.", answer=str(number), difficulty="{}")
-
-    def score(self, task: Task, response: str) -> float:
-        return float(response == task.answer)
-
-
-class SourceJudge(EchoJudge):
-    def __init__(self, source: NumberSource) -> None:
-        super().__init__([source])
-        self.source = source
-
-    async def task(self, ref: TaskRef) -> Task:
-        return self.source.task(ref.seed, ref.index)
-
-
-async def found(source: NumberSource, n: int, seed: int) -> list[Task]:
-    return await held_out_from(SourceJudge(source), source, n, seed)
-
-
-async def test_held_out_tasks_are_distinct_held_out_and_the_same_every_time() -> None:
-    source = NumberSource()
-    tasks = await found(source, 20, seed=3)
-    assert len({task.prompt for task in tasks}) == 20
-    assert all(held_out(task.prompt) for task in tasks)
-    assert tasks == await found(source, 20, seed=3)
-    assert tasks != await found(source, 20, seed=4)
-
-
-async def test_a_finite_source_is_searched_within_its_bounds_and_once() -> None:
-    source = NumberSource(size=50)
-    with pytest.raises(TaskError, match=r"test/echo: 40 held-out questions wanted, \d+ different ones found among 50"):
-        await found(source, 40, seed=3)
-    assert sorted(source.looked_at) == [(0, index) for index in range(50)]
-
-
-async def test_a_source_that_repeats_itself_is_given_up() -> None:
-    source = NumberSource(distinct=20)
-    with pytest.raises(TaskError, match="5 held-out questions wanted"):
-        await found(source, 5, seed=0)
-    assert len(source.looked_at) == 1000
-
-
-async def test_tasks_that_do_not_exist_are_passed_over_and_named_in_the_end() -> None:
-    source = NumberSource(size=5)
-    with pytest.raises(TaskError, match="found among 0 tasks") as raised:
-        await held_out_from(EchoJudge(size=0), source, 1, seed=0)
-    assert "has no task" in str(raised.value.__cause__)
-
-
-async def test_a_source_that_hangs_is_not_waited_for_twice() -> None:
-    class Hanging(EchoJudge):
-        async def task(self, ref: TaskRef) -> Task:
-            self.asked += 1
-            raise TaskTimeout("took too long")
-
-    judge = Hanging()
-    with pytest.raises(TaskTimeout):
-        await held_out_from(judge, NumberSource(), 5, seed=0)
-    assert judge.asked == 1
-
-
-class Characters:
-    """A codec of one token per character."""
-
-    fingerprint, eos_id, vocab_size = "characters", 0, 128
-
-    def prompt(self, task: Task) -> np.ndarray:
-        return self.encode(task.prompt, FinishReason.LENGTH)
-
-    def next_turn(self, message: str) -> np.ndarray:
-        return self.encode(message, FinishReason.LENGTH)
-
-    def encode(self, text: str, finish: FinishReason) -> np.ndarray:
-        return np.array([ord(character) for character in text] + [0] * (finish is FinishReason.STOP), np.int32)
-
-    def decode(self, ids: np.ndarray) -> tuple[str, np.ndarray]:
-        return "".join(chr(token) for token in ids if token), (ids > 0).astype(np.int32)
+def completion(text: str) -> Completion:
+    ids = Characters().encode(text, FinishReason.STOP)
+    spans = (VersionSpan(version=PolicyVersion(0), length=len(ids)),)
+    return Completion(ids=ids, logprobs=np.zeros(len(ids), np.float32), versions=spans, finish=FinishReason.STOP)
 
 
 class Echo:
@@ -198,7 +43,7 @@ class Echo:
         await asyncio.sleep(0)  # lets the others in, as an engine that batches does
         self.running -= 1
         number = "".join(character for character in map(chr, prompt) if character.isdigit())
-        return [self._completion(number if i < n // 2 else "?") for i in range(n)]
+        return [completion(number if i < n // 2 else "?") for i in range(n)]
 
     async def load(self, weights: Weights) -> None: ...
 
@@ -208,18 +53,152 @@ class Echo:
     def gauges(self) -> Mapping[str, float]:
         return {}
 
-    def _completion(self, text: str) -> Completion:
-        ids = Characters().encode(text, FinishReason.STOP)
-        spans = (VersionSpan(version=PolicyVersion(0), length=len(ids)),)
-        return Completion(ids=ids, logprobs=np.zeros(len(ids), np.float32), versions=spans, finish=FinishReason.STOP)
 
-
-async def test_evaluate_counts_right_wrong_and_unscored() -> None:
-    source, generator = NumberSource(), Echo()
-    tasks = {"echo": await found(source, 100, seed=0), "none": []}
-    results = await evaluate(generator, Characters(), EchoJudge(), tasks, 4, SamplingParams())
-    assert list(results) == ["echo"]
-    assert results["echo"] == family_result([2] * 100, samples=4, unscored=200)
-    assert results["echo"].pass_at_1 == 0.5
-    assert results["echo"].pass_at_k == 1.0
+async def test_answers_are_asked_for_many_at_a_time_and_scored() -> None:
+    generator = Echo()
+    tasks = {"echo": [task(task_ref(index)) for index in range(100)], "none": []}
+    answered = await ask(generator, Characters(), EchoJudge(), tasks, 4, SamplingParams())
+    assert list(answered) == ["echo"]
+    for asked, question in zip(tasks["echo"], answered["echo"], strict=True):
+        expected = (asked.answer, asked.answer, "?", "?")
+        assert question == Answered(answers=expected, right=(True, True, False, False), unscored=2)
     assert 1 < generator.most_running <= CONCURRENCY
+
+
+async def test_pass_at_1_by_family() -> None:
+    tasks = {"echo": [task(task_ref(index)) for index in range(20)], "none": []}
+    results = await evaluate(Echo(), Characters(), EchoJudge(), tasks, 4, SamplingParams())
+    assert {family: result.pass_at_1 for family, result in results.items()} == {"echo": 0.5}
+    assert (results["echo"].tasks, results["echo"].samples, results["echo"].unscored) == (20, 4, 40)
+    assert list(results["echo"].pass_at_k) == [1]
+
+
+class Says:
+    """A generator whose samples are these texts; None for one that the engine fails on."""
+
+    max_length, in_flight = 1024, 64
+
+    def __init__(self, *texts: str | None) -> None:
+        self.texts = texts
+
+    async def sample(self, prompt: np.ndarray, n: int, params: SamplingParams) -> list[Completion]:
+        return [replace(completion(text or "1"), finish=_finish(text)) for text in self.texts]
+
+    async def load(self, weights: Weights) -> None: ...
+
+    def make_room(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
+
+    def gauges(self) -> Mapping[str, float]:
+        return {}
+
+
+def _finish(text: str | None) -> FinishReason:
+    return FinishReason.ERROR if text is None else FinishReason.STOP
+
+
+async def answered_with(*texts: str | None) -> Answered:
+    """To a question whose answer is 1."""
+    config = {"min_terms": 2, "max_terms": 2, "max_value": 1, "operations": "*", "modulus": 7}
+    judge = LocalJudge([SourceSpec(type="arithmetic", name="ones", config=canonical_json(config))])
+    product = judge.sources[0].task(0, 0)
+    assert product.answer == "1"
+    answered = await ask(Says(*texts), Characters(), judge, {"a": [product]}, len(texts), SamplingParams())
+    return answered["a"][0]
+
+
+async def test_an_answer_is_what_the_scorer_sees() -> None:
+    answered = await answered_with("1", "so <answer> 1\n</answer>", "<answer>2</answer><answer>1</answer>", " a \n b ")
+    assert answered.answers == ("1", "1", "1", "a b")
+    assert answered.right == (True, True, True, False)
+    assert answered.unscored == 0
+
+
+class Generous(EchoJudge):
+    async def score(self, task: Task, responses: Sequence[str]) -> list[Score]:
+        return [Score(reward=1.0) for _ in responses]
+
+
+async def test_not_even_a_judge_that_likes_everything_makes_a_failure_right() -> None:
+    asked = await ask(Says("1", None), Characters(), Generous(), {"a": [task()]}, 2, SamplingParams())
+    assert asked["a"][0].right == (True, False)
+
+
+async def test_what_the_engine_fails_on_is_wrong_counted_and_no_vote() -> None:
+    answered = await answered_with("1", None, None)
+    assert answered == Answered(answers=("1", "", ""), right=(True, False, False), unscored=2)
+    assert summary([[answered]], [3]).majority_at_k[3].value == 1.0
+
+
+# What it comes to -----------------------------------------------------------------------------------------------------
+
+
+def question(answers: str, truth: str = "a", unscored: int = 0) -> Answered:
+    """One letter an answer."""
+    return Answered(answers=tuple(answers), right=tuple(letter == truth for letter in answers), unscored=unscored)
+
+
+def test_a_familys_numbers() -> None:
+    family = [question("aabb"), question("bbba", unscored=1), question("cccc"), question("aaaa", unscored=2)]
+    result = summary([family], [2, 4])
+    assert (result.tasks, result.samples, result.unscored) == (4, 4, 3)
+    assert {k: e.value for k, e in result.pass_at_k.items()} == {
+        1: (2 + 1 + 0 + 4) / 16,
+        2: pytest.approx((5 / 6 + 1 / 2 + 0 + 1) / 4),
+        4: 3 / 4,
+    }
+    assert {k: e.value for k, e in result.majority_at_k.items()} == {2: 2 / 4, 4: (0.5 + 0 + 0 + 1) / 4}
+    assert result.pass_at_1 == 7 / 16
+    assert result.pass_at_k[1].interval == clustered_wilson([[0.5, 0.25, 0.0, 1.0]], 4)
+    assert result.majority_at_k[4].interval == clustered_wilson([[0.5, 0.0, 0.0, 1.0]], 4)
+
+
+def test_families_count_the_same_however_many_questions_they_have() -> None:
+    result = summary([[question("a")] * 3, [question("b")]], [1])
+    assert result.pass_at_1 == 0.5
+    assert result.pass_at_k[1].interval == clustered_wilson([[1.0] * 3, [0.0]], 1)
+    assert result.tasks == 4
+    assert result.majority_at_k == {}
+
+
+def test_more_than_was_sampled_cannot_be_said() -> None:
+    with pytest.raises(ValueError, match="k=3"):
+        summary([[question("ab")]], [3])
+
+
+@pytest.mark.parametrize(
+    ("samples", "ks"), [(1, [1]), (2, [1, 2]), (4, [1, 2, 4]), (6, [1, 2, 4, 6]), (9, [1, 2, 4, 8, 9])]
+)
+def test_the_k_that_nobody_chose(samples: int, ks: list[int]) -> None:
+    assert powers_of_two(samples) == ks
+
+
+# A model --------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_model_is_evaluated_on_the_same_questions_every_time(tmp_path: Path) -> None:
+    directory = save_tiny_policy(tmp_path / "policy")
+    tables = {
+        "data_dir": str(tmp_path / "node"),
+        "tasks": [
+            {"type": "plugin", "factory": "tests.plain_tasks:Plain", "name": "plain"},
+            {"type": "arithmetic", "max_terms": 3},
+        ],
+        "policy": {"device": "cpu", "system_prompt": "Add."},
+        "sampler": {"max_new_tokens": 2, "temperature": 0.9},
+        "engine": {"type": "transformers"},
+    }
+    one, other, fewer = [
+        await evaluate_policy(str(directory), NodeConfig.model_validate(tables | {"seed": seed}), tasks, 3, ks)
+        for seed, tasks, ks in ((1, 5, None), (2, 5, [2]), (1, 4, None))
+    ]
+    assert one.digest == other.digest != fewer.digest
+    assert (one.questions, one.samples, one.engine, one.system_prompt) == (10, 3, "transformers", "Add.")
+    assert (one.model, one.fingerprint) == (str(directory), fewer.fingerprint)
+    assert one.sampling == SamplingParams(max_new_tokens=2, temperature=0.9)
+    assert list(one.families) == ["plain", "arithmetic"]
+    assert list(one.overall.pass_at_k) == list(one.families["plain"].pass_at_k) == [1, 2, 3]
+    assert list(other.overall.pass_at_k) == [1, 2]
+    assert one.overall.pass_at_1 == pytest.approx(one.families["plain"].pass_at_1 / 2)  # sums are too hard for it
+    assert one.families["plain"].pass_at_1 > 0
+    assert not (tmp_path / "node").exists(), "a node may be running there"

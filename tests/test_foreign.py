@@ -1,15 +1,14 @@
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from node.algorithms import ForeignConfig, ReceiverBaseline, RecOneside, SapoPlain
+from node.algorithms import ChunkAligned, ForeignConfig, ReceiverBaseline, RecOneside, SapoPlain
 from node.experience import Experience
-from node.rl.foreign import FOREIGN
+from node.rl.foreign import FOREIGN, PeerRatios
 from node.rl.objective import Denominators, TokenBatch
 from swarm.types import GroupId, PeerId, PolicyVersion, RolloutGroup, SamplingParams, Task, TaskRef
 
-RULES = [ReceiverBaseline(), RecOneside(), SapoPlain()]
+RULES = [ReceiverBaseline(), ChunkAligned(), RecOneside(), SapoPlain()]
 
 
 def make_experience(rewards: list[float], scored: list[bool] | None = None) -> Experience:
@@ -46,9 +45,14 @@ def advantages(config: ForeignConfig, rewards: list[float], value: float, scale:
 
 
 def loss_and_gradient(
-    config: ForeignConfig, advantage: list[float], ratio: list[float], s: list[float] | None = None
+    config: ForeignConfig,
+    advantage: list[float],
+    ratio: list[float],
+    s: list[float] | None = None,
+    chunk: list[float] | None = None,
 ) -> tuple[list[float], list[float], list[bool]]:
-    """One token a rollout, of probability 0.5 now and 0.5 / ratio at the start of the step; 10 tokens in all."""
+    """One token a rollout, of probability 0.5 now and 0.5 / ratio at the start of the step; 10 tokens in all. `chunk`:
+    how much likelier the token's chunk is to us than to the peer."""
     n = len(advantage)
     logp = torch.full((n,), 0.5, dtype=torch.float64).log().requires_grad_()
     batch = TokenBatch(
@@ -59,8 +63,12 @@ def loss_and_gradient(
         sample=torch.arange(n),
         lengths=torch.ones(n, dtype=torch.int64),
     )
-    gate: Tensor | None = None if s is None else torch.tensor(s, dtype=torch.float64)
-    loss = FOREIGN[type(config)].token_loss(batch, gate, config, Denominators(tokens=10, samples=n))
+    peers = PeerRatios(
+        sequence=torch.tensor(s or [1.0] * n, dtype=torch.float64),
+        chunk=torch.tensor(chunk or [1.0] * n, dtype=torch.float64).log(),
+    )
+    ratios = None if s is None and chunk is None else peers
+    loss = FOREIGN[type(config)].token_loss(batch, ratios, config, Denominators(tokens=10, samples=n))
     loss.per_token.sum().backward()
     assert logp.grad is not None
     return loss.per_token.tolist(), logp.grad.tolist(), loss.kept.tolist()
@@ -148,6 +156,36 @@ def test_the_receivers_loss_is_one_sided_around_our_own_snapshot():
 
 def test_the_receiver_does_not_ask_the_peers_likelihood():
     assert loss_and_gradient(ReceiverBaseline(), [1], [1], s=[0.0]) == loss_and_gradient(ReceiverBaseline(), [1], [1])
+
+
+def test_chunks_that_are_too_unlikely_or_too_likely_relative_to_the_peer_are_masked():
+    _, gradient, kept = loss_and_gradient(
+        ChunkAligned(), [1] * 6, ratio=[1] * 6, chunk=[0.49, 0.51, 1.0, 4.9, 5.1, 1e30]
+    )
+    assert kept == [False, True, True, True, False, False]
+    assert gradient == pytest.approx([0, -0.1, -0.1, -0.1, 0, 0])
+
+
+def test_the_bounds_of_a_chunk_are_the_configured_ones():
+    config = ChunkAligned(chunk_low=0.9, chunk_high=1.0)
+    assert loss_and_gradient(config, [1] * 3, [1] * 3, chunk=[0.89, 0.91, 1.1])[2] == [False, True, False]
+    assert loss_and_gradient(ChunkAligned(chunk_low=0.0), [1], [1], chunk=[1e-30])[2] == [True]
+
+
+def test_a_peers_word_only_masks_and_the_rest_is_the_receivers():
+    advantage, ratio = [2.0, 2.0, 2.0, -1.0, -1.0], [1.27, 1.29, 0.1, 0.81, 0.79]
+    expected = loss_and_gradient(ReceiverBaseline(negatives=1.0), advantage, ratio)
+    config = ChunkAligned(negatives=1.0)
+    assert loss_and_gradient(config, advantage, ratio) == expected
+    assert loss_and_gradient(config, advantage, ratio, chunk=[0.6, 1, 4, 2, 1]) == expected
+    assert loss_and_gradient(config, advantage, ratio, s=[0.01] * 5) == expected
+
+
+def test_a_chunk_aligned_receiver_wants_and_values_what_the_receiver_does():
+    for rewards, value in (([1.0, 1.0], 0.25), ([1.0, 0.0], 0.25), ([0.0, 0.0], 0.25), ([1.0, 0.0], 0.9)):
+        mine, plain = ChunkAligned(demand=3, negatives=0.5), ReceiverBaseline(demand=3, negatives=0.5)
+        assert demand(mine, rewards, value) == demand(plain, rewards, value)
+        assert advantages(mine, rewards, value, 0.5) == advantages(plain, rewards, value, 0.5)
 
 
 def test_rec_attenuates_by_likelihood_and_never_weighs_up():

@@ -43,8 +43,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("node/rl/*",),
     ("node/engine/*", "node/engine/vllm/*", "node/seed/*"),
     ("node/*.py",),  # the loops and what they work with
+    ("node/assembly.py",),
     ("node/daemon.py", "node/operated.py", "node/rpc.py", "node/operator_client.py"),
-    ("node/cli.py", "node/commands/*", "node/demo/*"),
+    ("node/cli.py", "node/commands/*", "node/demo/*", "node/lab/*", "node/lab/experiments/*"),
 )
 #: What may be imported from above, for type checkers only: protocols.
 PROTOCOLS = ("node/engine/base.py",)
@@ -60,6 +61,8 @@ HOMES: dict[str, tuple[str, ...]] = {
         "node/learning.py",
         "node/progress.py",
         "node/commands/evaluate_policy.py",
+        "node/lab/exam.py",
+        "node/lab/simulation.py",
     ),
     "transformers": ("node/engine/*", "node/engine/vllm/*", "node/seed/*"),
     "vllm": ("node/engine/vllm/*",),
@@ -77,10 +80,11 @@ HOMES: dict[str, tuple[str, ...]] = {
     "reasoning_gym": ("swarm/tasks/gym.py",),
     "math_verify": ("swarm/tasks/jsonl.py",),
     "sqlite3": ("node/journal_file.py",),
-    "matplotlib": ("node/demo/plot.py",),
-    "rich": ("node/cli.py", "node/commands/*", "node/demo/*"),
+    "matplotlib": ("node/demo/plot.py", "node/lab/plot.py"),
+    "pyarrow": ("node/lab/records.py",),
+    "rich": ("node/cli.py", "node/commands/*", "node/demo/*", "node/lab/*"),
     "uvloop": ("node/daemon.py", "node/demo/command.py"),
-    "importlib.import_module": ("swarm/tasks/__init__.py", "node/cli.py"),
+    "importlib.import_module": ("swarm/tasks/__init__.py", "node/cli.py", "node/lab/experiments/__init__.py"),
     # No home: they run what they read, or die under load.
     "pickle": (),
     "cPickle": (),
@@ -105,6 +109,7 @@ HIDDEN: dict[str, tuple[str, ...]] = {
     "swarm/tasks/gym.py": ("reasoning_gym",),  # seconds, and only the judge's process needs it
     "swarm/tasks/jsonl.py": ("math_verify",),
     "node/demo/run.py": ("node.demo.plot",),
+    "node/lab/records.py": ("pyarrow",),  # an extra
     "node/engine/opening.py": ("node.engine.vllm.opening",),  # where vLLM is wanted, it is installed
 }
 #: Command lines: they answer before anything heavy is loaded, so all their imports may wait.

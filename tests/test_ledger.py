@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import node
+from node.alarms import Alarm
 from node.engine.base import StepReport
 from node.ledger import COUNTERS, MAX_TEXT, OTHER, SHOWN_ORIGINS, Ledger
 from swarm.types import GroupId, PeerId, PolicyVersion, Reason, Verdict
@@ -92,6 +93,30 @@ def test_an_evaluation_replaces_the_one_before() -> None:
     ledger.evaluated(100, {"sudoku": 0.5})
     status = filled(ledger)
     assert (dict(status.held_out), status.held_out_step) == ({"sudoku": 0.5}, 100)
+
+
+def test_the_share_that_is_refused_is_of_what_came_since_it_was_asked() -> None:
+    ledger = Ledger()
+    assert ledger.take_refused_share() == {}
+    for verdict in (ADMITTED, STALE, STALE, STALE):
+        ledger.verdict(A, None, verdict)
+    assert ledger.take_refused_share() == {"refused_share": 0.75}
+    assert ledger.take_refused_share() == {}
+    ledger.verdict(A, None, ADMITTED)
+    assert ledger.take_refused_share() == {"refused_share": 0.0}
+
+
+def test_a_status_has_the_alarms_as_they_are() -> None:
+    ledger = Ledger()
+    ledger.alarms = [Alarm(name="ess_share", text="few count", value=0.2, threshold=0.3, since_step=7)]
+    (alarm,) = filled(ledger).alarms
+    assert (alarm.name, alarm.text, alarm.value, alarm.threshold, alarm.since_step) == (
+        "ess_share",
+        "few count",
+        0.2,
+        0.3,
+        7,
+    )
 
 
 def test_warnings_are_counted_not_repeated_and_the_oldest_goes() -> None:

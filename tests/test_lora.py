@@ -281,8 +281,8 @@ async def test_an_adapters_directory_can_be_evaluated_whatever_the_config_trains
     plain = {"type": "plugin", "factory": "tests.plain_tasks:Plain", "name": "plain"}
     policy = {"adapter": {"type": "lora", "rank": 2}, "device": "cpu"}
     config = NodeConfig.model_validate({"tasks": [plain], "policy": policy, "sampler": {"max_new_tokens": 2}})
-    results = await evaluate_policy(str(directory), config, tasks=2, samples=1)
-    assert results["plain"].tasks == 2
+    report = await evaluate_policy(str(directory), config, tasks=2, samples=1)
+    assert report.families["plain"].tasks == 2
 
 
 def test_an_adapter_without_a_tokenizer_has_that_of_its_base(base: Path, tmp_path: Path):

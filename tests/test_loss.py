@@ -6,26 +6,50 @@ import pytest
 import torch
 
 from node.algorithms import (
+    ChunkAligned,
     Cispo,
     DecoupledPpo,
     DppoTv,
     ForeignConfig,
     Gspo,
+    IcePop,
     LearnerConfig,
+    M2po,
     ObjectiveConfig,
     PpoClip,
     ReceiverBaseline,
     RecOneside,
+    Reinforce,
+    Remix,
     SapoPlain,
+    SeqTis,
+    Vespo,
 )
 from node.rl.batch import MicroBatch, pack
-from node.rl.loss import LossSums, finish_metrics, micro_batch_loss
+from node.rl.loss import LossSums, batch_limit, finish_metrics, micro_batch_loss
 from node.rl.objective import Denominators
 from node.rl.samples import PeerTokens, TokenRow
 from swarm.types import PeerId
 
-OBJECTIVES = [DppoTv(), PpoClip(), DecoupledPpo(), Cispo(), Gspo()]
-FOREIGN = [ReceiverBaseline(negatives=0.5), RecOneside(floor=0.1, negative_floor=0.2), SapoPlain()]
+OBJECTIVES = [
+    DppoTv(),
+    PpoClip(),
+    DecoupledPpo(),
+    Cispo(),
+    Gspo(),
+    Reinforce(),
+    IcePop(),
+    M2po(budget=0.25),
+    Vespo(),
+    SeqTis(),
+    Remix(),
+]
+FOREIGN = [
+    ReceiverBaseline(negatives=0.5),
+    ChunkAligned(negatives=0.5, chunk_low=0.7, chunk_high=1.4),
+    RecOneside(floor=0.1, negative_floor=0.2),
+    SapoPlain(),
+]
 VOCABULARY = 11
 
 
@@ -72,10 +96,11 @@ def run(
 ) -> tuple[float, torch.Tensor, list[LossSums]]:
     table, snapshot = make_table().requires_grad_(), make_table() + 0.1 * make_table(1)
     total, sums = 0.0, []
+    limit = batch_limit(micros, [token_logp(micro, table).detach() for micro in micros], objective)
     for micro in micros:
         proximal = None if first_update else token_logp(micro, snapshot)
         logp = token_logp(micro, table)
-        loss, part = micro_batch_loss(micro, logp, proximal, objective, foreign, LearnerConfig(), DENOMINATORS)
+        loss, part = micro_batch_loss(micro, logp, proximal, objective, foreign, LearnerConfig(), DENOMINATORS, limit)
         loss.backward()
         total += loss.item()
         sums.append(part)
@@ -142,6 +167,25 @@ def test_a_peers_rollout_is_gated_by_its_byte_normalised_ratio():
     assert metrics["foreign_masked_share"] == 1.0
 
 
+def test_every_token_of_a_peers_rollout_has_the_ratio_of_its_chunk():
+    # We: aaaa | bb | cc | end; the peer: aa aa | bbcc | end. Chunks of 4, 4 and 0 bytes.
+    row = replace(
+        make_row(1, own=False, length=4, advantage=1.0),
+        byte_lengths=np.array([4, 2, 2, 0], dtype=np.int32),
+        peer=PeerTokens(
+            logprobs=np.array([-0.5, -0.5, -1.0, -0.25], dtype=np.float32),
+            byte_lengths=np.array([2, 2, 4, 0], dtype=np.int32),
+        ),
+    )
+    # log pi - log mu: 0 in the first chunk, -1 + 1 = 0 in the second, of two tokens; less than log .5 in the last.
+    gradient, metrics = one_row(row, [-1.0, -0.8, -0.2, -1.0], ChunkAligned())
+    assert gradient.tolist() == [-1.0, -1.0, -1.0, 0.0]
+    assert metrics["foreign_masked_share"] == 0.25
+    gradient, _ = one_row(row, [-1.0, -1.6, -0.2, -0.25], ChunkAligned())
+    assert gradient.tolist() == [-1.0, 0.0, 0.0, -1.0]
+    assert one_row(row, [-1.0, -1.6, -0.2, -0.25], ReceiverBaseline())[0].tolist() == [-1.0] * 4
+
+
 def test_metrics_of_known_log_ratios():
     row = replace(make_row(1, own=True, length=2, advantage=1.0), behaviour=np.array([-1, -2], dtype=np.float32))
     _, metrics = one_row(row, [-1.0 + math.log(3), -2.0], ReceiverBaseline())
@@ -152,6 +196,37 @@ def test_metrics_of_known_log_ratios():
     assert metrics["masked_share"] == 0.5
     assert (metrics["own_tokens"], metrics["foreign_tokens"]) == (2.0, 0.0)
     assert "foreign_ratio" not in metrics
+
+
+def test_what_an_objective_has_to_know_of_the_batch_is_of_own_rows_only():
+    """Own: log rho = .3, beyond the budget. The peer's tokens have hardly any of their probability to lose."""
+    own = replace(make_row(1, own=True, length=1, advantage=1.0), behaviour=np.array([-1.3], dtype=np.float32))
+    peers = make_row(2, own=False, length=9, advantage=-1.0)
+    micros = pack([own, peers], 1)
+    logps = [torch.full((len(micro.sample),), -1.0 if micro.rows[0].own else -0.01) for micro in micros]
+    assert batch_limit(micros, logps, M2po(budget=0.04)) == pytest.approx(0.09)
+    assert batch_limit(micros, logps, M2po(budget=0.1)) == math.inf
+    assert batch_limit(micros, logps, DppoTv()) is None
+
+
+@pytest.mark.parametrize(("drift", "share"), [(math.log(3), 0.8), (0.0, 1.0), (900.0, 0.5)])
+@pytest.mark.parametrize("together", [True, False])
+def test_the_effective_sample_size_of_whole_rollouts(drift: float, share: float, together: bool):
+    """Two rollouts of weight exp(drift), one token after the other, and 1; a third is a peer's. The share is
+    (w + 1)^2 / (2 (w^2 + 1))."""
+    length = 60
+    drifted, fresh = (
+        replace(make_row(n, own=True, length=length, advantage=1.0), behaviour=np.full(length, -40.0, dtype=np.float32))
+        for n in (1, 2)
+    )
+    peers = make_row(3, own=False, length=2, advantage=1.0)
+    sums = []
+    for micro in pack([drifted, fresh, peers], 1000 if together else 1):
+        moved = torch.tensor([drift / length if row is drifted else 0.0 for row in micro.rows])
+        logp = torch.full((len(micro.sample),), -40.0) + moved[micro.sample]
+        arguments = (DppoTv(), ReceiverBaseline(), LearnerConfig(), DENOMINATORS)
+        sums.append(micro_batch_loss(micro, logp, None, *arguments)[1])
+    assert finish_metrics(sums)["sequence_ess_share"] == pytest.approx(share, rel=1e-4)
 
 
 @pytest.mark.parametrize("own", [True, False])

@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from node.algorithms import PoolConfig
+from node.algorithms import PoolConfig, ScheduledShare, ShareConfig, UsefulShare
 from node.experience import Experience
 from node.pool import RolloutPool
 from swarm.types import GroupId, PeerId, PolicyVersion, RolloutGroup, SamplingParams, Task, TaskRef
@@ -46,7 +46,7 @@ def experience(name: str, *, own: bool, version: int = 0, at: float = 0.0, origi
     )
 
 
-def pool_of(**settings: float) -> tuple[RolloutPool, Counter[str]]:
+def pool_of(**settings: float | ShareConfig) -> tuple[RolloutPool, Counter[str]]:
     counters: Counter[str] = Counter()
     return RolloutPool(PoolConfig(**settings), random.Random(0), counters), counters  # type: ignore[arg-type]
 
@@ -151,6 +151,42 @@ async def test_no_origin_gets_more_than_its_share(origins: int, expected: dict[s
         assert max(counts.values()) == 3
     else:
         assert counts == expected
+
+
+async def test_a_step_takes_the_share_of_its_version():
+    share = ScheduledShare(start_step=0, end_step=4, final_groups=0)
+    pool, _ = pool_of(own_groups=1, foreign_groups=4, foreign_max_lag=100, share=share)
+    for i in range(20):
+        pool.put_foreign(experience(f"f{i}", own=False))
+    drawn = []
+    for version in range(6):
+        await pool.put_own(experience("a", own=True, version=version))
+        drawn.append(len(await draw(pool, version=version)) - 1)
+    assert drawn == [4, 3, 2, 1, 0, 0]
+    assert pool.level.foreign == 10
+
+
+async def test_the_share_judges_what_would_be_drawn_by_our_present_values():
+    # Own: reward 1 of a value of .5. Peers' groups are all 1, too: their use is 1 - v = .125 on the wanted tasks, and
+    # nobody wants the others.
+    pool, _ = pool_of(own_groups=1, foreign_groups=8, share=UsefulShare())
+    for i in range(20):
+        pool.put_foreign(experience(f"f{i}", own=False, origin=f"p{i % 4}"))
+    await pool.put_own(experience("a", own=True))
+    drawn = await pool.draw(PolicyVersion(0), lambda: 0.0, lambda task: 0.875, lambda e, v: float(e.id < "f15"))
+    assert [e.value for e in drawn] == [0.5, 0.875, 0.875]
+    assert all(e.id < "f15" for e in drawn)
+    assert pool.level.foreign == 18
+
+
+async def test_no_origin_gets_more_than_its_share_of_a_smaller_step():
+    share = ScheduledShare(start_step=0, end_step=1, final_groups=4)
+    pool, _ = pool_of(own_groups=1, foreign_groups=16, peer_share=0.25, share=share)
+    for i in range(4):
+        for j in range(20):
+            pool.put_foreign(experience(f"{i}.{j}", own=False, origin=f"p{i}"))
+    await pool.put_own(experience("a", own=True, version=9))
+    assert sorted(name[0] for name in (await draw(pool, version=9))[1:]) == ["0", "1", "2", "3"]
 
 
 async def test_demand_decides_who_is_drawn_more_often():

@@ -109,13 +109,20 @@ def test_task_specs_are_canonical(tmp_path: Path) -> None:
         written(
             tmp_path / "node.toml",
             f"{TASK}config = {{ min_word_len = 3, max_word_len = 6 }}\n"
-            '[[tasks]]\ntype = "jsonl"\nname = "algebra"\npath = "a.jsonl"\nverifier = "exact"\n',
+            '[[tasks]]\ntype = "jsonl"\nname = "algebra"\npath = "a.jsonl"\nverifier = "exact"\n'
+            '[[tasks]]\ntype = "arithmetic"\nmax_terms = 3\nweight = 2\n',
         )
     )
     assert task_specs(config) == [
         SourceSpec(type="reasoning_gym", name="spell_backward", config='{"max_word_len":6,"min_word_len":3}'),
         SourceSpec(type="jsonl", name="algebra", config='{"verifier":"exact"}', path=str(tmp_path / "a.jsonl")),
+        SourceSpec(
+            type="arithmetic",
+            name="arithmetic",
+            config='{"max_terms":3,"max_value":99,"min_terms":2,"modulus":997,"operations":"+-*"}',
+        ),
     ]
+    assert make_source(task_specs(config)[2]).name == "arithmetic/arithmetic"
 
 
 # Paths ----------------------------------------------------------------------------------------------------------------
@@ -205,7 +212,16 @@ def test_every_path_in_the_config_is_anchored() -> None:
         ("policy.dtype=int8", 'policy.dtype = "int8" is not allowed; it must be "float32" or "bfloat16"'),
         ("exchange.type=udp", 'exchange.type = "udp" is not allowed; it must be "p2p" or "none"'),
         ("exchange={}", 'exchange.type is missing; it must be "p2p" or "none"'),
-        ('tasks.0={name="x"}', 'tasks.0.type is missing; it must be "reasoning_gym" or "jsonl" or "plugin"'),
+        (
+            'tasks.0={name="x"}',
+            'tasks.0.type is missing; it must be "reasoning_gym" or "arithmetic" or "jsonl" or "plugin"',
+        ),
+        (
+            'tasks.0={type="arithmetic", operations="+/"}',
+            'tasks.0.operations = "+/" is not allowed; it must be "+", "-", "*", "+-", "+*", "-*" or "+-*"',
+        ),
+        ('tasks.0={type="arithmetic", min_terms=1}', "tasks.0.min_terms = 1 is not allowed; it must be at least 2"),
+        ('tasks.0={type="arithmetic", modulo=7}', "tasks.0.modulo is not a key; did you mean tasks.0.modulus?"),
         ('tasks.0={type="jsonl", name="a"}', "tasks.0.path is missing"),
         (
             "engine.type=vlm",

@@ -1,4 +1,5 @@
 import json
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -149,6 +150,118 @@ def test_a_frozen_state_is_of_its_moment():
     for prompt in ("a", "c"):  # changes one key and pushes another out
         tracker.observe(make_task(prompt), 0.0, PolicyVersion(2))
     assert frozen() == before != tracker.state()
+
+
+def observe_peers(tracker: ValueTracker, prompt: str, rewards: list[float], version: int = 0, difficulty: str = "{}"):
+    for reward in rewards:
+        tracker.observe_peer(make_task(prompt, difficulty=difficulty), reward, PolicyVersion(version))
+
+
+def test_peers_outcomes_are_ignored_unless_told():
+    tracker = ValueTracker(CONFIG)
+    tracker.observe(make_task("a"), 1.0, V0)
+    before = tracker.state()
+    observe_peers(tracker, "a", [0.0, 1.0])
+    assert tracker.state() == before
+
+
+def test_a_peers_outcome_may_weigh_a_part_of_ours():
+    tracker = ValueTracker(TrackerConfig(peers="weigh", peer_weight=0.25))
+    tracker.observe(make_task("a"), 1.0, PolicyVersion(2))
+    observe_peers(tracker, "a", [0.25, 1.0], version=2)
+    # 1 + .25 * .25 + .25 successes of a mass of 1.5 at every level
+    source = (0.5 + 1.3125) / 2.5
+    cell = (8 * source + 1.3125) / 9.5
+    assert tracker.source_value("rg/spell", PolicyVersion(2)) == pytest.approx(source)
+    assert tracker.value(make_task("b"), PolicyVersion(2)) == pytest.approx(cell)
+    assert tracker.value(make_task("a"), PolicyVersion(2)) == pytest.approx((8 * cell + 1.3125) / 9.5)
+
+
+def test_a_late_outcome_of_a_peer_is_worth_its_weight_and_its_age():
+    weighed = Evidence(3.0, 6.0, 5).observe(1.0, 3, 0.5, weight=0.25)
+    assert weighed == Evidence(3.0 + 0.25 * 0.25, 6.0 + 0.25 * 0.25, 5)
+
+
+def test_peers_may_be_the_prior_of_a_source_and_of_a_cell():
+    tracker = ValueTracker(TrackerConfig(peers="prior", peer_weight=0.25))
+    observe_peers(tracker, "a", [1.0] * 4)
+    observe_peers(tracker, "a", [0.0] * 8, difficulty='{"n":2}')
+    # The source: masses of 1 and 2. Its cells: successes of 1 of 1, and 0 of 2.
+    source = (0.5 + 1) / (1 + 3)
+    easy, hard = (source + (8 * source + 1) / 9) / 2, (source + 8 * source / 10) / 2
+    assert tracker.source_value("rg/spell", V0) == pytest.approx(source)
+    for prompt in "ab":  # what peers made of a prompt says nothing of that prompt alone
+        assert tracker.value(make_task(prompt), V0) == pytest.approx(easy)
+    assert tracker.value(make_task("a", difficulty='{"n":2}'), V0) == pytest.approx(hard)
+    assert tracker.value(make_task("a", difficulty='{"n":3}'), V0) == pytest.approx(source)
+    assert tracker.value(make_task("a", source="rg/sort"), V0) == 0.5
+
+
+def test_a_prior_from_peers_is_the_start_of_our_own_value():
+    tracker = ValueTracker(TrackerConfig(peers="prior", peer_weight=1.0))
+    observe_peers(tracker, "a", [1.0] * 3)
+    tracker.observe(make_task("a"), 0.0, V0)
+    source = (3.5 / 4) / 2  # prior (.5 + 3) / (1 + 3) of mass 1, and one failure of ours
+    cell = 8 * (source + (8 * source + 3) / 11) / 2 / 9
+    assert tracker.source_value("rg/spell", V0) == pytest.approx(source)
+    assert tracker.value(make_task("b"), V0) == pytest.approx(cell)
+    assert tracker.value(make_task("a"), V0) == pytest.approx(8 * cell / 9)
+
+
+def test_our_own_evidence_wins_over_a_prior_from_peers():
+    tracker = ValueTracker(TrackerConfig(peers="prior"))
+    observe_peers(tracker, "a", [1.0] * 1000)
+    for _ in range(2000):
+        tracker.observe(make_task("a"), 0.0, V0)
+    assert tracker.value(make_task("b"), V0) < 0.01
+
+
+def test_a_prior_from_peers_fades_with_our_versions():
+    tracker = ValueTracker(TrackerConfig(peers="prior", peer_weight=1.0))
+    observe_peers(tracker, "a", [1.0], version=2)
+    faded = CONFIG.cell_decay**3
+    source = (0.5 + faded) / (1 + faded)
+    assert tracker.source_value("rg/spell", PolicyVersion(5)) == pytest.approx(source)
+    cell = (source + (8 * source + faded) / (8 + faded)) / 2
+    assert tracker.value(make_task("a"), PolicyVersion(5)) == pytest.approx(cell)
+
+
+def test_without_peers_the_three_ways_to_hear_them_are_one():
+    values = []
+    for peers in ("ignore", "weigh", "prior"):
+        tracker = ValueTracker(TrackerConfig(peers=peers, prior_mass=3.0))
+        for index, prompt in enumerate("abca"):
+            tracker.observe(make_task(prompt), index / 3, PolicyVersion(index))
+        values.append([tracker.value(make_task(prompt), PolicyVersion(7)) for prompt in "abcd"])
+    assert values[0] == values[1] == pytest.approx(values[2], rel=1e-12)
+
+
+@pytest.mark.parametrize("peers", ["weigh", "prior"])
+def test_a_peers_reward_outside_zero_to_one_is_refused(peers: Literal["weigh", "prior"]):
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\]"):
+        ValueTracker(TrackerConfig(peers=peers)).observe_peer(make_task("a"), 1.5, V0)
+
+
+def test_cells_of_peers_are_bounded():
+    tracker = ValueTracker(TrackerConfig(peers="prior", max_prompts=2))
+    for index in range(5):
+        observe_peers(tracker, "a", [1.0], difficulty=str(index))
+    assert [difficulty for _, difficulty, *_ in tracker.state()["peer_cells"]] == ["3", "4"]
+
+
+def test_what_peers_said_survives_json_and_a_state_without_it_opens():
+    config = TrackerConfig(peers="prior")
+    tracker = ValueTracker(config)
+    tracker.observe(make_task("a"), 1.0, V0)
+    plain = tracker.value(make_task("a"), V0)
+    observe_peers(tracker, "a", [0.0], version=3)
+    restored = ValueTracker.restore(config, json.loads(json.dumps(tracker.state())))
+    assert restored.state() == tracker.state()
+    assert restored.value(make_task("a"), V0) == tracker.value(make_task("a"), V0) < plain
+    old = {key: rows for key, rows in tracker.state().items() if not key.startswith("peer")}
+    assert ValueTracker.restore(config, old).value(make_task("a"), V0) == plain
+    with pytest.raises(CheckpointError, match="tracker state"):
+        ValueTracker.restore(config, old | {"peer_cells": [["a", 1.0, 1.0, 0]]})
 
 
 def test_state_survives_json():

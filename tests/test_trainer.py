@@ -13,22 +13,32 @@ import pytest
 import torch
 
 from node.algorithms import (
+    AbsoluteGate,
     AdvantageConfig,
     Cispo,
     DecoupledPpo,
     DppoTv,
     DrGrpoAdvantage,
     ForeignConfig,
+    ForeignGateConfig,
     GrpoAdvantage,
     Gspo,
+    IcePop,
     LearnerConfig,
+    M2po,
+    NoGate,
     ObjectiveConfig,
     PpoClip,
     ReceiverBaseline,
     RecOneside,
+    Reinforce,
+    RelativeGate,
+    Remix,
     RlooAdvantage,
     SapoPlain,
+    SeqTis,
     SpoAdvantage,
+    Vespo,
 )
 from node.config import Lora, PolicyConfig
 from node.engine.policy import Policy, load_policy
@@ -87,21 +97,24 @@ async def trainer_of(
     objective: ObjectiveConfig | None = None,
     advantage: AdvantageConfig | None = None,
     foreign: ForeignConfig | None = None,
+    foreign_gate: ForeignGateConfig | None = None,
     temperature: float = 1.0,
     dtype: torch.dtype = torch.float32,
     probe: np.ndarray | None = None,
+    version: int = 0,
 ) -> AsyncIterator[PolicyTrainer]:
     async with PolicyTrainer(
         policy,
         advantage=advantage or SpoAdvantage(),
         objective=objective or DppoTv(),
         foreign=foreign or ReceiverBaseline(),
+        foreign_gate=foreign_gate or NoGate(),
         learner=learner or LearnerConfig(lr=1e-2, warmup_steps=0),
         temperature=temperature,
         autocast=dtype is torch.bfloat16,
         sampling_dtype=dtype,
         probe=probe,
-        version=PolicyVersion(0),
+        version=PolicyVersion(version),
     ) as trainer:
         yield trainer
 
@@ -207,6 +220,80 @@ async def test_warm_up_is_linear_in_the_policy_version(policy: Policy):
     assert rates == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3])
 
 
+def aged(batch: Experience, versions: int) -> Experience:
+    """The same group, sampled by a policy of so many versions ago. Ages of a trainer at version 8."""
+    rollouts = []
+    for rollout in batch.group.rollouts:
+        tokens = rollout.turns[0].sampled
+        assert tokens is not None
+        spans = (VersionSpan(version=PolicyVersion(8 - versions), length=len(tokens)),)
+        sampled = replace(tokens, versions=spans)
+        rollouts.append(Rollout(turns=(replace(rollout.turns[0], sampled=sampled),)))
+    return replace(batch, group=replace(batch.group, rollouts=tuple(rollouts)))
+
+
+async def test_the_rate_falls_with_the_staleness_of_own_rows(policy: Policy):
+    """3 and 1 versions old, two rows each: a mean of 2, and 2 / (1 + 2). Warm-up is at (8 + 1) / 18."""
+    batch = [experience(policy, [1.0, 0.0]), experience(policy, [1.0, 0.0]), experience(policy, [1.0], own=False)]
+    batch[:2] = aged(batch[0], 3), aged(batch[1], 1)
+    rates = {}
+    for rule in ("none", "staleness"):
+        learner = LearnerConfig(lr=1e-3, warmup_steps=18, lr_rule=rule)
+        async with trainer_of(policy, learner, version=8) as trainer:
+            rates[rule] = (await trainer.step(batch)).metrics["lr"]
+            assert trainer.optimizer.param_groups[0]["lr"] == rates[rule]
+    assert rates == pytest.approx({"none": 5e-4, "staleness": 5e-4 * 2 / 3})
+
+
+async def test_the_rate_falls_with_the_effective_sample_size(policy: Policy):
+    own = experience(policy, [1.0, 0.0])
+    first = own.group.rollouts[0].turns[0]
+    assert first.sampled is not None
+    logprobs = first.sampled.logprobs.copy()
+    logprobs[0] -= np.log(3)  # this rollout's weight is 3, the other's 1
+    rollouts = (Rollout(turns=(replace(first, sampled=replace(first.sampled, logprobs=logprobs)),)),)
+    own = replace(own, group=replace(own.group, rollouts=rollouts + own.group.rollouts[1:]))
+    async with trainer_of(policy, LearnerConfig(lr=1e-3, warmup_steps=0, lr_rule="ess")) as trainer:
+        metrics = (await trainer.step([own])).metrics
+    assert metrics["sequence_ess_share"] == pytest.approx(16 / 20, rel=1e-4)
+    assert metrics["lr"] == pytest.approx(1e-3 * (16 / 20) ** 0.5, rel=1e-4)
+
+
+async def test_a_reincarnated_optimiser_remembers_nothing_of_before_and_warms_up_again(policy: Policy):
+    batch = [experience(policy, [1.0, 0.0])]
+    learner = LearnerConfig(lr=1e-3, warmup_steps=2, reincarnate_every=3)
+    counts, rates = [], []
+    async with trainer_of(policy, learner) as trainer:
+        for _ in range(7):
+            rates.append((await trainer.step(batch)).metrics["lr"])
+            counts.append({int(state["step"]) for state in trainer.optimizer.state.values()})
+    assert counts == [{1}, {2}, {3}, {1}, {2}, {3}, {1}]
+    assert rates == pytest.approx([5e-4, 1e-3, 1e-3] * 2 + [5e-4])
+
+
+async def test_m2po_looks_at_the_whole_batch_however_it_is_cut(directory: Path):
+    """Every rollout claims to have been less likely than it is, by another amount: some are within the budget."""
+    weights, shares = [], []
+    for budget in (16_384, 1):
+        policy = load_policy(PolicyConfig(model=str(directory), device="cpu"))
+        own = experience(policy, [1.0, 0.0, 1.0, 0.0])
+        rollouts = []
+        for index, rollout in enumerate(own.group.rollouts):
+            tokens = rollout.turns[0].sampled
+            assert tokens is not None
+            sampled = replace(tokens, logprobs=tokens.logprobs - np.float32(0.2 * index))
+            rollouts.append(Rollout(turns=(replace(rollout.turns[0], sampled=sampled),)))
+        own = replace(own, group=replace(own.group, rollouts=tuple(rollouts)))
+        learner = LearnerConfig(lr=1e-3, warmup_steps=0, tokens_per_micro_batch=budget, updates_per_batch=2)
+        async with trainer_of(policy, learner, M2po(budget=0.04)) as trainer:
+            shares.append((await trainer.step([own])).metrics["masked_share"])
+            weights.append((await trainer.weights()).tensors)
+    assert 0 < shares[0] < 1
+    assert shares[0] == shares[1]
+    for name, whole in weights[0].items():
+        torch.testing.assert_close(whole, weights[1][name], atol=2e-5, rtol=1e-3)
+
+
 async def test_the_weights_that_are_handed_over_do_not_change_afterwards(policy: Policy):
     batch = [experience(policy, [1.0, 0.0])]
     async with trainer_of(policy) as trainer:
@@ -217,7 +304,22 @@ async def test_the_weights_that_are_handed_over_do_not_change_afterwards(policy:
     assert all(torch.equal(kept[name], tensor) for name, tensor in weights.tensors.items())
 
 
-@pytest.mark.parametrize("objective", [DppoTv(), PpoClip(), DecoupledPpo(), Cispo(), Gspo()], ids=lambda c: c.type)
+OBJECTIVES = [
+    DppoTv(),
+    PpoClip(),
+    DecoupledPpo(),
+    Cispo(),
+    Gspo(),
+    Reinforce(),
+    IcePop(),
+    M2po(),
+    Vespo(),
+    SeqTis(),
+    Remix(),
+]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda c: c.type)
 async def test_every_objective_learns_over_several_updates(policy: Policy, objective: ObjectiveConfig):
     batch = [experience(policy, [1.0, 0.0])]
     first, second = batch[0].group.rollouts
@@ -243,6 +345,30 @@ async def test_every_combination_learns_from_own_and_foreign(
     after = logprob(policy, own.group.rollouts[0]), logprob(policy, peers.group.rollouts[1])
     assert report.metrics["foreign_tokens"] > 0
     assert after[0] + after[1] > before[0] + before[1]
+
+
+@pytest.mark.parametrize("gated", [False, True])
+async def test_what_is_gated_moves_nothing_in_any_update_of_the_step(policy: Policy, gated: bool):
+    peers = experience(policy, [1.0, 1.0], own=False, value=0.1)
+    before = [logprob(policy, rollout) for rollout in peers.group.rollouts]
+    sizes = [len(rollout.response.encode()) for rollout in peers.group.rollouts]
+    bits = [-nats / (size * np.log(2)) for nats, size in zip(before, sizes, strict=True)]
+    gate = AbsoluteGate(max_bits_per_byte=min(bits) - 1e-3 if gated else max(bits) + 1e-3)
+    learner = LearnerConfig(lr=1e-2, warmup_steps=0, updates_per_batch=3)
+    async with trainer_of(policy, learner, foreign_gate=gate) as trainer:
+        metrics = (await trainer.step([peers])).metrics
+    after = [logprob(policy, rollout) for rollout in peers.group.rollouts]
+    assert (after == before) is gated
+    assert metrics["foreign_gated_share"] == float(gated)
+    assert metrics["foreign_bits_per_byte"] == pytest.approx(np.mean(bits), rel=1e-5)
+
+
+async def test_the_threshold_of_a_step_comes_from_the_steps_before(policy: Policy):
+    peers = experience(policy, [1.0, 1.0], own=False, value=0.1)
+    learner = LearnerConfig(lr=1e-9, warmup_steps=0, tokens_per_micro_batch=30)  # a micro-batch a row
+    async with trainer_of(policy, learner, foreign_gate=RelativeGate(quantile=0.5)) as trainer:
+        shares = [(await trainer.step([peers])).metrics["foreign_gated_share"] for _ in range(3)]
+    assert shares == [0.0, 0.5, 0.5]
 
 
 async def test_with_an_adapter_nothing_else_is_trained_or_handed_over(with_adapter: Policy):

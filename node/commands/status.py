@@ -33,6 +33,7 @@ examples:
 """
 DEFAULT_DIR = Path("runs/node")
 SHOWN_ORIGINS = 8
+STYLES = {"alarms": "bold red", "warnings": "yellow"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,6 +86,7 @@ def render(status: node_pb2.NodeStatus) -> Table:
     table = Table.grid(padding=(0, 2))
     rows = {
         status.name: f"{state}, up {timedelta(seconds=int(status.uptime_s))}, swarm-node {status.version}",
+        "alarms": "\n".join(f"{alarm.name} since step {alarm.since_step}: {alarm.text}" for alarm in status.alarms),
         "policy": f"version {status.policy_version} after {status.steps} steps",
         "network": f"{status.network}, {status.peers} peers alive, swarm {status.swarm[:16]}",
         "reached at": "\n".join(status.addresses),
@@ -98,7 +100,7 @@ def render(status: node_pb2.NodeStatus) -> Table:
     }
     for what, how in rows.items():
         if how:
-            table.add_row(Text(what, style="bold"), Text(how, style="yellow" if what == "warnings" else ""))
+            table.add_row(Text(what, style="bold"), Text(how, style=STYLES.get(what, "")))
     return table
 
 

@@ -100,16 +100,19 @@ async def evaluate(
 def read_scores(output: str) -> Scores:
     """Of `swarm-node eval --json`. Raises ChildFailed where it is something else."""
     try:
-        return {short(family): _score(entry) for family, entry in json.loads(output).items()}
+        return {short(family): _score(entry) for family, entry in json.loads(output)["families"].items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ChildFailed(f"swarm-node eval printed something unexpected ({error!r}): {output[:500]!r}") from error
 
 
 def _score(entry: Mapping[str, object]) -> Score:
     match entry:
-        case {"pass_at_1": float() | int() as value, "interval": [low, high], "tasks": int() as tasks}:
+        case {
+            "pass_at_k": {"1": {"value": float() | int() as value, "interval": [low, high]}},
+            "tasks": int() as tasks,
+        }:
             return Score(pass_at_1=float(value), low=float(low), high=float(high), tasks=tasks)
-    raise KeyError("pass_at_1, interval and tasks expected")
+    raise KeyError("pass_at_k of 1 with its interval, and tasks expected")
 
 
 def trained_model(plan: NodePlan) -> Path | None:

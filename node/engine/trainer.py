@@ -17,13 +17,16 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from node.algorithms import AdvantageConfig, ForeignConfig, LearnerConfig, ObjectiveConfig
+from node.algorithms import AdvantageConfig, ForeignConfig, ForeignGateConfig, LearnerConfig, ObjectiveConfig
 from node.engine.base import StepReport, Weights
 from node.engine.logprobs import action_logprobs
 from node.engine.policy import Policy
 from node.experience import Experience
 from node.rl.batch import MicroBatch, pack
-from node.rl.loss import finish_metrics, micro_batch_loss
+from node.rl.gate import ForeignGate
+from node.rl.learning_rate import learning_rate, reincarnates
+from node.rl.loss import batch_limit, finish_metrics, micro_batch_loss
+from node.rl.objective import LIMITS
 from node.rl.samples import RowPlan, build_rows
 from swarm.types import PolicyVersion
 
@@ -44,6 +47,7 @@ class PolicyTrainer:
         advantage: AdvantageConfig,
         objective: ObjectiveConfig,
         foreign: ForeignConfig,
+        foreign_gate: ForeignGateConfig,
         learner: LearnerConfig,
         temperature: float,
         autocast: bool = False,
@@ -56,6 +60,7 @@ class PolicyTrainer:
         self._advantage = advantage
         self._objective = objective
         self._foreign = foreign
+        self._gate = ForeignGate(foreign_gate)
         self._learner = learner
         self._temperature = temperature
         self._autocast = autocast
@@ -144,27 +149,46 @@ class PolicyTrainer:
         micro_batches = [m.to(self._model.device) for m in pack(plan.rows, self._learner.tokens_per_micro_batch)]
         # log pi_prox of each micro-batch: the policy before the first update, known from that update's own forward pass
         proximal: list[torch.Tensor | None] = [None] * len(micro_batches)
+        own_staleness = [row.staleness for row in plan.rows if row.own]
+        staleness = sum(own_staleness) / max(1, len(own_staleness))
         metrics: dict[str, float] = {}
         updated = False
+        if reincarnates(self._learner, self._version):
+            self.optimizer.state.clear()
+        self._gate.open()
         for _ in range(self._learner.updates_per_batch):
             sums = []
+            limit = self._limit(micro_batches)
             for i, micro in enumerate(micro_batches):
                 logp = self._logprobs(micro)
+                if proximal[i] is None:
+                    micro = micro_batches[i] = self._gate.apply(micro, logp)
                 loss, parts = micro_batch_loss(
-                    micro, logp, proximal[i], self._objective, self._foreign, self._learner, plan.denominators
+                    micro, logp, proximal[i], self._objective, self._foreign, self._learner, plan.denominators, limit
                 )
                 loss.backward()
                 sums.append(parts)
                 if proximal[i] is None:
                     proximal[i] = logp.detach()
             norm = float(torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._learner.grad_clip))
-            metrics = finish_metrics(sums) | {"grad_norm": norm, "lr": self._set_lr()}
+            metrics = finish_metrics(sums)
+            lr = learning_rate(self._learner, self._version, staleness, metrics.get("sequence_ess_share", 1.0))
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            metrics |= {"grad_norm": norm, "lr": lr}
             if math.isfinite(norm):
                 self.optimizer.step()
                 updated = True
             self.optimizer.zero_grad(set_to_none=True)  # between two steps their memory is the engine's
         self._version = PolicyVersion(self._version + updated)
-        return metrics | {"skipped_update": float(not updated)}
+        return metrics | self._gate.close() | {"skipped_update": float(not updated)}
+
+    def _limit(self, micro_batches: Sequence[MicroBatch]) -> float | None:
+        """`batch_limit` of all micro-batches. A batch of one finds it out by itself, which spares a forward pass."""
+        if type(self._objective) not in LIMITS or len(micro_batches) == 1:
+            return None
+        with torch.no_grad():
+            return batch_limit(micro_batches, [self._logprobs(micro) for micro in micro_batches], self._objective)
 
     def _logprobs(self, micro: MicroBatch) -> torch.Tensor:
         with self._precision():
@@ -181,10 +205,3 @@ class PolicyTrainer:
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self._model.device.type, torch.bfloat16, enabled=self._autocast)
-
-    def _set_lr(self) -> float:
-        """Linear warm-up by policy version, so that a resumed learner does not warm up again."""
-        warm = min(1.0, (self._version + 1) / max(1, self._learner.warmup_steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learner.lr * warm
-        return self._learner.lr * warm

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 from torch import Tensor
 
 #: exp(20) is 5e8: nothing beyond is an importance weight, and float32 stays finite.
@@ -42,9 +43,31 @@ def one_sided_keep(log_ratio: Tensor, advantage: Tensor, low: float, high: float
     return ~(((advantage > 0) & (ratio > 1 + high)) | ((advantage < 0) & (ratio < 1 - low)))
 
 
+def outward(log_ratio: Tensor, advantage: Tensor) -> Tensor:
+    """bool [N]: tokens that have already moved the way their advantage pushes."""
+    return log_ratio.detach() * advantage > 0
+
+
+def second_moment_limit(log_ratio: Tensor, advantage: Tensor, budget: float) -> float:
+    """M2PO's threshold (arXiv 2510.01161): the smallest (log ratio)^2 of an outward token that has to go so that the
+    mean of those below it is at most `budget`; inf where all may stay.
+
+    Both are [N], of a *whole* batch. Tokens as far as the first that goes, go with it.
+    """
+    squares = log_ratio.detach()[outward(log_ratio, advantage)].double().square().sort().values
+    means = squares.cumsum(0) / torch.arange(1, len(squares) + 1, device=squares.device)
+    too_far = squares[means > budget]  # the mean of ascending numbers ascends
+    return float(too_far[0]) if len(too_far) else math.inf
+
+
+def segment_sum(values: Tensor, sample: Tensor, num_samples: int) -> Tensor:
+    """Sum over the tokens of each rollout, [S]; 0 for a rollout of which no token is here."""
+    return values.new_zeros(num_samples).index_add(0, sample, values)
+
+
 def segment_mean(values: Tensor, sample: Tensor, lengths: Tensor) -> Tensor:
     """Mean over the tokens of each rollout, [S]; 0 for a rollout of which no token is here."""
-    return values.new_zeros(len(lengths)).index_add(0, sample, values) / lengths
+    return segment_sum(values, sample, len(lengths)) / lengths
 
 
 def opsm_keep(
@@ -83,16 +106,16 @@ def chunk_log_ratios(
     Tokens without bytes belong to the bytes that they are completed by; those at the end (end-of-sequence) are a chunk
     of their own, which is left out unless both sides have one. Raises ValueError when the texts differ in length.
     """
-    own_ends, peer_ends = np.cumsum(own_byte_lengths), np.cumsum(peer_byte_lengths)
-    own_total, peer_total = _total(own_ends), _total(peer_ends)
-    if own_total != peer_total:
-        raise ValueError(f"own tokens cover {own_total} bytes, the peer's {peer_total}: not the same text")
-    bounds = np.intersect1d(own_ends, peer_ends)
-    bounds = bounds[bounds > 0]
-    own, own_ended = _chunk_sums(own_logp, own_byte_lengths, own_ends, bounds)
-    peer, peer_ended = _chunk_sums(peer_logp, peer_byte_lengths, peer_ends, bounds)
-    ratios = own - peer
-    return ratios if own_ended and peer_ended else ratios[:-1]
+    return _aligned(own_logp, own_byte_lengths, peer_logp, peer_byte_lengths)[0]
+
+
+def token_chunk_log_ratios(
+    own_logp: np.ndarray, own_byte_lengths: np.ndarray, peer_logp: np.ndarray, peer_byte_lengths: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """`chunk_log_ratios` [C], and the same copied to our own tokens [T], both float64. A token whose chunk was left out
+    has 0: nothing is known of it."""
+    ratios, chunk = _aligned(own_logp, own_byte_lengths, peer_logp, peer_byte_lengths)
+    return ratios, np.append(ratios, 0.0)[chunk]
 
 
 def effective_sample_share(weight_sum: float, square_sum: float, count: float) -> float:
@@ -104,13 +127,29 @@ def _total(ends: np.ndarray) -> int:
     return int(ends[-1]) if len(ends) else 0
 
 
-def _chunk_sums(
-    logp: np.ndarray, byte_lengths: np.ndarray, ends: np.ndarray, bounds: np.ndarray
-) -> tuple[np.ndarray, bool]:
-    """Sum of `logp` in each chunk [C+1], and whether the last, which follows the text's last byte, has any token."""
+def _aligned(
+    own_logp: np.ndarray, own_byte_lengths: np.ndarray, peer_logp: np.ndarray, peer_byte_lengths: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log-ratios of the chunks [C], and the chunk of each own token [T]; C where that chunk was left out."""
+    own_ends, peer_ends = np.cumsum(own_byte_lengths), np.cumsum(peer_byte_lengths)
+    own_total, peer_total = _total(own_ends), _total(peer_ends)
+    if own_total != peer_total:
+        raise ValueError(f"own tokens cover {own_total} bytes, the peer's {peer_total}: not the same text")
+    bounds = np.intersect1d(own_ends, peer_ends)
+    bounds = bounds[bounds > 0]
+    own, peer = _chunks(own_byte_lengths, own_ends, bounds), _chunks(peer_byte_lengths, peer_ends, bounds)
+    ratios = _chunk_sums(own_logp, own, len(bounds)) - _chunk_sums(peer_logp, peer, len(bounds))
+    both_ended = (own == len(bounds)).any() and (peer == len(bounds)).any()
+    return (ratios if both_ended else ratios[:-1]), own
+
+
+def _chunks(byte_lengths: np.ndarray, ends: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """The chunk of each token [T]; the number of bounds for those that follow the text's last byte."""
     # A token with bytes lies in the chunk that ends at or after its own end; one without, in the chunk that follows.
     with_bytes = np.searchsorted(bounds, ends, side="left")
     without = np.searchsorted(bounds, ends, side="right")
-    chunk = np.where(byte_lengths > 0, with_bytes, without)
-    sums = np.bincount(chunk, weights=logp.astype(np.float64), minlength=len(bounds) + 1)
-    return sums, bool((chunk == len(bounds)).any())
+    return np.where(byte_lengths > 0, with_bytes, without)
+
+
+def _chunk_sums(logp: np.ndarray, chunk: np.ndarray, last: int) -> np.ndarray:
+    return np.bincount(chunk, weights=logp.astype(np.float64), minlength=last + 1)

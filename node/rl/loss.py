@@ -6,7 +6,7 @@ Sums, not means, are taken per micro-batch, so that `finish_metrics` gives the s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -14,9 +14,16 @@ from torch import Tensor
 
 from node.algorithms import ForeignConfig, LearnerConfig, ObjectiveConfig, RecOneside
 from node.rl.batch import MicroBatch
-from node.rl.correction import chunk_log_ratios, effective_sample_share, log_ratio, opsm_keep, sequence_ratio
-from node.rl.foreign import FOREIGN
-from node.rl.objective import OBJECTIVES, Denominators, TokenBatch, TokenLoss
+from node.rl.correction import (
+    effective_sample_share,
+    log_ratio,
+    opsm_keep,
+    segment_sum,
+    sequence_ratio,
+    token_chunk_log_ratios,
+)
+from node.rl.foreign import FOREIGN, PeerRatios
+from node.rl.objective import LIMITS, OBJECTIVES, Denominators, TokenBatch, TokenLoss
 
 #: Of s, where the foreign rule has no opinion and it is only reported.
 BYTES_PER_TOKEN = 4.0
@@ -45,6 +52,21 @@ class LossSums:
     """Of s."""
     abs_log_rho: np.ndarray
     """float32 [own tokens], kept whole because a quantile does not add up."""
+    log_weight: np.ndarray
+    """float64 [own rows], log rho of the whole rollout; kept whole because its exponential may not fit a number."""
+
+
+def batch_limit(micros: Sequence[MicroBatch], logps: Sequence[Tensor], objective: ObjectiveConfig) -> float | None:
+    """What the objective has to know of the whole batch (`LIMITS`); None where it wants nothing.
+
+    `logps`: log pi [N] of each micro-batch, before the update that the loss is for.
+    """
+    rule = LIMITS.get(type(objective))
+    if rule is None:
+        return None
+    own = [_select(micro, logp, logp, micro.own[micro.sample]) for micro, logp in zip(micros, logps, strict=True)]
+    log_rho = torch.cat([log_ratio(part.logp, part.behaviour) for part in own])
+    return rule(log_rho, torch.cat([part.advantage for part in own]), objective)
 
 
 def micro_batch_loss(
@@ -55,27 +77,29 @@ def micro_batch_loss(
     foreign: ForeignConfig,
     learner: LearnerConfig,
     denominators: Denominators,
+    limit: float | None = None,
 ) -> tuple[Tensor, LossSums]:
     """Scalar loss (gradient through `logp`, float32 [N]) and what to report.
 
     `proximal` [N] is log pi at the start of the step; None in the step's first update, where it is `logp` itself.
-    The losses of a batch's micro-batches add up to the batch's.
+    `limit` is `batch_limit`'s. The losses of a batch's micro-batches add up to the batch's.
     """
     anchor = logp.detach() if proximal is None else proximal.detach()
     own_tokens = micro.own[micro.sample]
     own, peers = (_select(micro, logp, anchor, mask) for mask in (own_tokens, ~own_tokens))
     keep = opsm_keep(own.logp, own.behaviour, micro.advantage, own.sample, micro.lengths, learner.opsm_delta)
-    own_loss = OBJECTIVES[type(objective)](own, objective, denominators)
+    own_loss = OBJECTIVES[type(objective)](replace(own, limit=limit), objective, denominators)
     own_loss = TokenLoss(per_token=own_loss.per_token * keep[own.sample], kept=own_loss.kept & keep[own.sample])
     ratios = _foreign_ratios(micro, logp, foreign)
     foreign_loss = FOREIGN[type(foreign)].token_loss(peers, ratios, foreign, denominators)
     loss = own_loss.per_token.sum() + foreign_loss.per_token.sum()
-    return loss, _sums(micro, loss, own, own_loss, keep, foreign_loss, ratios)
+    return loss, _sums(micro, loss, own, own_loss, keep, foreign_loss, ratios.sequence)
 
 
 def finish_metrics(sums: Sequence[LossSums]) -> dict[str, float]:
     """Metrics of a batch from those of its micro-batches. A key that has no tokens to speak of is missing."""
-    total = {f.name: sum(getattr(s, f.name) for s in sums) for f in fields(LossSums) if f.name != "abs_log_rho"}
+    whole = ("abs_log_rho", "log_weight")
+    total = {f.name: sum(getattr(s, f.name) for s in sums) for f in fields(LossSums) if f.name not in whole}
     metrics = {
         "loss": float(total["loss"]),
         "own_tokens": float(total["own_tokens"]),
@@ -83,12 +107,17 @@ def finish_metrics(sums: Sequence[LossSums]) -> dict[str, float]:
     }
     if total["own_tokens"]:
         abs_log_rho = np.concatenate([s.abs_log_rho for s in sums]).astype(np.float64)
+        log_weight = np.concatenate([s.log_weight for s in sums])
+        weight = np.exp(log_weight - log_weight.max())  # in units of the largest: the share does not see the unit
         metrics |= {
             "log_rho_mean": float(abs_log_rho.mean()),
             "log_rho_p99": float(np.quantile(abs_log_rho, 0.99)),
             "masked_share": total["own_dropped_tokens"] / total["own_tokens"],
             "opsm_share": total["vetoed_rows"] / total["own_rows"],
             "ess_share": effective_sample_share(total["weight"], total["weight_squared"], total["own_tokens"]),
+            "sequence_ess_share": effective_sample_share(
+                float(weight.sum()), float(np.square(weight).sum()), total["own_rows"]
+            ),
             "entropy": total["nll"] / total["own_tokens"],
         }
     if total["foreign_tokens"]:
@@ -111,17 +140,23 @@ def _select(micro: MicroBatch, logp: Tensor, anchor: Tensor, mask: Tensor) -> To
     )
 
 
-def _foreign_ratios(micro: MicroBatch, logp: Tensor, foreign: ForeignConfig) -> Tensor:
-    """s of each row, float32 [S]; 1 for own rows. One transfer from the device, then numpy."""
-    ratios = np.ones(len(micro.rows), dtype=np.float32)
+def _foreign_ratios(micro: MicroBatch, logp: Tensor, foreign: ForeignConfig) -> PeerRatios:
+    """s of each row, 1 for own rows; the chunks' ratios of peers' tokens. One transfer from the device, then numpy."""
+    sequence, chunks = np.ones(len(micro.rows), dtype=np.float32), [np.zeros(0)]
     if not bool(micro.own.all()):
         bytes_per_token = foreign.bytes_per_token if isinstance(foreign, RecOneside) else BYTES_PER_TOKEN
         by_row = np.split(logp.detach().cpu().numpy(), np.cumsum(micro.lengths.cpu().numpy())[:-1])
         for number, (row, row_logp) in enumerate(zip(micro.rows, by_row, strict=True)):
             if row.peer is not None:
-                chunks = chunk_log_ratios(row_logp, row.byte_lengths, row.peer.logprobs, row.peer.byte_lengths)
-                ratios[number] = sequence_ratio(float(chunks.sum()), int(row.byte_lengths.sum()), bytes_per_token)
-    return torch.from_numpy(ratios).to(logp.device)
+                by_chunk, by_token = token_chunk_log_ratios(
+                    row_logp, row.byte_lengths, row.peer.logprobs, row.peer.byte_lengths
+                )
+                sequence[number] = sequence_ratio(float(by_chunk.sum()), int(row.byte_lengths.sum()), bytes_per_token)
+                chunks.append(by_token)
+    return PeerRatios(
+        sequence=torch.from_numpy(sequence).to(logp.device),
+        chunk=torch.from_numpy(np.concatenate(chunks).astype(np.float32)).to(logp.device),
+    )
 
 
 def _sums(
@@ -165,4 +200,5 @@ def _sums(
         foreign_rows=int(numbers[8]),
         foreign_ratio=numbers[9],
         abs_log_rho=log_rho.abs().cpu().numpy(),
+        log_weight=segment_sum(log_rho.double(), own.sample, len(micro.lengths))[micro.own].cpu().numpy(),
     )

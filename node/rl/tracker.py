@@ -11,6 +11,12 @@ its source:
 
 A source starts from Jeffreys' prior (0.5 of 1). Priors do not decay: where evidence fades, the value goes back to the
 parent's.
+
+What the rewards of peers' rollouts say of our own values is a matter of configuration (`tracker.peers`). As a prior,
+they stand beside our own evidence, each outcome with a mass of `peer_weight`, and only move what that starts from:
+
+    prior(source) = (0.5 + peers' successes) / (1 + peers' mass)
+    prior(cell)   = (value(source) + (prior_mass * value(source) + peers' successes) / (prior_mass + peers' mass)) / 2
 """
 
 from __future__ import annotations
@@ -41,11 +47,11 @@ class Evidence(NamedTuple):
     mass: float = 0.0
     version: int = 0
 
-    def observe(self, reward: float, version: int, decay: float) -> Evidence:
-        """With one outcome more; a late one (an older version than ours) is discounted on arrival. Only ages >= 0 are
-        ever raised to, so nothing overflows."""
+    def observe(self, reward: float, version: int, decay: float, weight: float = 1.0) -> Evidence:
+        """With one outcome more, of mass `weight`; a late one (an older version than ours) is discounted on arrival.
+        Only ages >= 0 are ever raised to, so nothing overflows."""
         newest = max(version, self.version)
-        old, new = decay ** (newest - self.version), decay ** (newest - version)
+        old, new = decay ** (newest - self.version), weight * decay ** (newest - version)
         return Evidence(old * self.successes + new * reward, old * self.mass + new, newest)
 
     def mean(self, prior: float, prior_mass: float, now: int, decay: float) -> float:
@@ -65,29 +71,41 @@ class ValueTracker:
         self._sources: dict[str, Evidence] = {}
         self._cells: OrderedDict[tuple[str, str], Evidence] = OrderedDict()
         self._prompts: OrderedDict[str, Evidence] = OrderedDict()
+        self._peer_sources: OrderedDict[str, Evidence] = OrderedDict()
+        self._peer_cells: OrderedDict[tuple[str, str], Evidence] = OrderedDict()
 
     def value(self, task: Task, now: PolicyVersion) -> float:
         """Expected reward of `task`, as far as it has been observed."""
         config, none = self._config, Evidence()
         cell = self._cells.get(_cell_key(task), none).mean(
-            self.source_value(task.ref.source, now), config.prior_mass, now, config.cell_decay
+            self._cell_prior(task, now), config.prior_mass, now, config.cell_decay
         )
         return self._prompts.get(_prompt_key(task), none).mean(cell, config.prior_mass, now, config.prompt_decay)
 
     def observe(self, task: Task, reward: float, version: PolicyVersion) -> None:
         """One own rollout of `task`, begun under `version`, scored `reward` in [0, 1] (partial rewards are fractional
         counts). Raises ValueError for any other reward."""
-        if not (math.isfinite(reward) and 0.0 <= reward <= 1.0):
-            raise ValueError(f"reward of {task.ref} is {reward}: it must be in [0, 1]")
-        config = self._config
-        source = task.ref.source
-        self._sources[source] = self._sources.get(source, Evidence()).observe(reward, version, config.cell_decay)
-        self._observe(self._cells, _cell_key(task), reward, version, config.cell_decay)
-        self._observe(self._prompts, _prompt_key(task), reward, version, config.prompt_decay)
+        _check(task, reward)
+        self._observe_all(task, reward, version, 1.0)
+
+    def observe_peer(self, task: Task, reward: float, version: PolicyVersion) -> None:
+        """One rollout of a peer's, scored `reward` by us; `version` is ours when it arrived. Raises as `observe`."""
+        if self._config.peers == "ignore":
+            return
+        _check(task, reward)
+        weight, decay = self._config.peer_weight, self._config.cell_decay
+        if self._config.peers == "weigh":
+            self._observe_all(task, reward, version, weight)
+        else:
+            self._observe(self._peer_sources, task.ref.source, reward, version, decay, weight)
+            self._observe(self._peer_cells, _cell_key(task), reward, version, decay, weight)
 
     def source_value(self, source: str, now: PolicyVersion) -> float:
         """Of one source; 0.5 where nothing has been observed."""
-        return self._sources.get(source, Evidence()).mean(ROOT_MEAN, ROOT_MASS, now, self._config.cell_decay)
+        decay, prior = self._config.cell_decay, ROOT_MEAN
+        if self._config.peers == "prior":
+            prior = self._peer_sources.get(source, Evidence()).mean(ROOT_MEAN, ROOT_MASS, now, decay)
+        return self._sources.get(source, Evidence()).mean(prior, ROOT_MASS, now, decay)
 
     def source_values(self, now: PolicyVersion) -> dict[str, float]:
         """Of every source that has been observed."""
@@ -100,18 +118,22 @@ class ValueTracker:
     def freeze(self) -> Callable[[], State]:
         """Makes the `state` of now whenever it is called, in any thread. Freezing is cheap; the state of 100,000
         prompts takes far longer than an event loop may be held up."""
-        sources, cells, prompts = (
-            (list(known), list(known.values())) for known in (self._sources, self._cells, self._prompts)
+        sources, cells, prompts, peer_sources, peer_cells = (
+            (list(known), list(known.values()))
+            for known in (self._sources, self._cells, self._prompts, self._peer_sources, self._peer_cells)
         )
         return lambda: {
             "sources": [[source, *evidence] for source, evidence in zip(*sources, strict=True)],
             "cells": [[*key, *evidence] for key, evidence in zip(*cells, strict=True)],
             "prompts": [[key, *evidence] for key, evidence in zip(*prompts, strict=True)],
+            "peer_sources": [[source, *evidence] for source, evidence in zip(*peer_sources, strict=True)],
+            "peer_cells": [[*key, *evidence] for key, evidence in zip(*peer_cells, strict=True)],
         }
 
     @classmethod
     def restore(cls, config: TrackerConfig, state: State) -> ValueTracker:
-        """The tracker that `state` was taken from. Raises CheckpointError for anything else than a state."""
+        """The tracker that `state` was taken from; one from before there was anything of peers' in it has none. Raises
+        CheckpointError for anything else than a state."""
         tracker = cls(config)
         try:
             for source, *evidence in state["sources"]:
@@ -120,16 +142,42 @@ class ValueTracker:
                 tracker._cells[str(source), str(difficulty)] = _evidence(*evidence)
             for prompt, *evidence in state["prompts"]:
                 tracker._prompts[str(prompt)] = _evidence(*evidence)
+            for source, *evidence in state.get("peer_sources", []):
+                tracker._peer_sources[str(source)] = _evidence(*evidence)
+            for source, difficulty, *evidence in state.get("peer_cells", []):
+                tracker._peer_cells[str(source), str(difficulty)] = _evidence(*evidence)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"tracker state: {error!r}") from error
         return tracker
 
-    def _observe(self, known: OrderedDict[K, Evidence], key: K, reward: float, version: int, decay: float) -> None:
+    def _cell_prior(self, task: Task, now: PolicyVersion) -> float:
+        """What the value of `task`'s cell starts from."""
+        config, source = self._config, self.source_value(task.ref.source, now)
+        if config.peers != "prior":
+            return source
+        peers = self._peer_cells.get(_cell_key(task), Evidence())
+        return (source + peers.mean(source, config.prior_mass, now, config.cell_decay)) / 2
+
+    def _observe_all(self, task: Task, reward: float, version: int, weight: float) -> None:
+        config, source = self._config, task.ref.source
+        known = self._sources.get(source, Evidence())
+        self._sources[source] = known.observe(reward, version, config.cell_decay, weight)
+        self._observe(self._cells, _cell_key(task), reward, version, config.cell_decay, weight)
+        self._observe(self._prompts, _prompt_key(task), reward, version, config.prompt_decay, weight)
+
+    def _observe(
+        self, known: OrderedDict[K, Evidence], key: K, reward: float, version: int, decay: float, weight: float
+    ) -> None:
         """`key` is now the most recently seen; the least recently seen are forgotten to make room."""
-        known[key] = known.get(key, Evidence()).observe(reward, version, decay)
+        known[key] = known.get(key, Evidence()).observe(reward, version, decay, weight)
         known.move_to_end(key)
         while len(known) > self._config.max_prompts:
             known.popitem(last=False)
+
+
+def _check(task: Task, reward: float) -> None:
+    if not (math.isfinite(reward) and 0.0 <= reward <= 1.0):
+        raise ValueError(f"reward of {task.ref} is {reward}: it must be in [0, 1]")
 
 
 def _cell_key(task: Task) -> tuple[str, str]:

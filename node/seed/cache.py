@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from node.engine.text import HfTextCodec
 from node.seed.demonstrations import DEMO_FAMILIES, demonstrations, distinct, make_sources
-from node.seed.tokenizer import common_phrases, make_tokenizer
+from node.seed.tokenizer import common_pairs, common_phrases, make_tokenizer
 from node.seed.training import EVEN, STRONG, WEAK, Goal, Recipe, train
 from swarm.errors import PolicyError
 from swarm.tasks.base import SourceSpec, TaskSource
@@ -43,16 +43,18 @@ def seed_model(
     cache_dir: Path | None = None,
     report: Report | None = None,
     recipe: Recipe | None = None,
+    goals: Mapping[str, Goal] | None = None,
 ) -> Path:
     """Directory of a small model in Hugging Face layout that has begun to learn `families`, made when it is not there.
 
-    With `strong` (a family's name) it is good at that one and poor at the others; without, middling at all. Another
+    With `strong` (a family's name) it is good at that one and poor at the others; without, middling at all; with
+    `goals`, one for every family, what they say. Another
     `seed` is another model: other initial weights, other demonstrations; the tokenizer depends on the families alone.
     Two processes may ask for the same model at once: one makes it, the other waits. A damaged one is made again.
 
     Raises PolicyError for a `strong` that is no family, or when training does not reach the floors.
     """
-    goals = _goals(families, strong)
+    goals = _goals(families, strong) if goals is None else goals
     recipe = recipe or Recipe()
     home = (cache_dir or default_cache()) / _digest(families, goals, seed, recipe)
     home.parent.mkdir(parents=True, exist_ok=True)
@@ -71,14 +73,16 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swarm-node" / "seed"
 
 
-def family_tokenizer(sources: Sequence[TaskSource], max_length: int) -> PreTrainedTokenizerFast:
-    """Depends on nothing but the sources."""
+def family_tokenizer(sources: Sequence[TaskSource], max_length: int, pairs: int = 0) -> PreTrainedTokenizerFast:
+    """Depends on nothing but the sources. `pairs` of letters, the most frequent in answers, are one token each."""
     phrases: list[str] = []
+    answers: list[str] = []
     for source in sources:
         tasks = distinct(demonstrations(source, PHRASE_SEED), PHRASE_SAMPLE)
         phrases += common_phrases([task.prompt for task in tasks])
         phrases += common_phrases([task.answer for task in tasks])
-    return make_tokenizer(phrases, max_length)
+        answers += [task.answer for task in tasks]
+    return make_tokenizer(phrases, max_length, common_pairs(answers, pairs))
 
 
 def _goals(families: Sequence[SourceSpec], strong: str | None) -> dict[str, Goal]:
@@ -90,7 +94,7 @@ def _goals(families: Sequence[SourceSpec], strong: str | None) -> dict[str, Goal
     return {name: STRONG if name == strong else WEAK for name in names}
 
 
-def _digest(families: Sequence[SourceSpec], goals: dict[str, Goal], seed: int, recipe: Recipe) -> str:
+def _digest(families: Sequence[SourceSpec], goals: Mapping[str, Goal], seed: int, recipe: Recipe) -> str:
     parts = {
         "recipe": asdict(recipe),
         "families": [asdict(family) for family in families],
@@ -102,10 +106,15 @@ def _digest(families: Sequence[SourceSpec], goals: dict[str, Goal], seed: int, r
 
 
 def _make(
-    directory: Path, families: Sequence[SourceSpec], goals: dict[str, Goal], seed: int, recipe: Recipe, report: Report
+    directory: Path,
+    families: Sequence[SourceSpec],
+    goals: Mapping[str, Goal],
+    seed: int,
+    recipe: Recipe,
+    report: Report,
 ) -> None:
     sources = make_sources(families)
-    tokenizer = family_tokenizer(list(sources.values()), recipe.max_positions)
+    tokenizer = family_tokenizer(list(sources.values()), recipe.max_positions, recipe.pairs)
     trained = train(recipe, HfTextCodec(tokenizer), sources, goals, seed, report)
     report(f"seed model made: {trained.steps} steps, {trained.seconds:.1f} s")
     _save_model(trained.model, directory)

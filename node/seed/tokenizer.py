@@ -6,7 +6,9 @@ a prompt is about 12 tokens instead of 255, and any other text still encodes, as
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -29,10 +31,14 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tokenizer(phrases: Iterable[str], max_length: int) -> PreTrainedTokenizerFast:
-    """Byte-level, no merges: 256 bytes, `SPECIAL`, `TAGS` and the phrases, in this order."""
+def make_tokenizer(
+    phrases: Iterable[str], max_length: int, pairs: Sequence[tuple[str, str]] = ()
+) -> PreTrainedTokenizerFast:
+    """Byte-level: 256 bytes, the merged `pairs` of ASCII characters (none in the built-in model), `SPECIAL`, `TAGS` and
+    the phrases, in this order."""
     alphabet = sorted(byte_alphabet().items(), key=lambda item: item[1])
-    tokenizer = Tokenizer(models.BPE(vocab=dict(alphabet), merges=[]))
+    vocabulary = dict(alphabet) | {a + b: len(alphabet) + rank for rank, (a, b) in enumerate(pairs)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=list(pairs)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
@@ -47,6 +53,15 @@ def make_tokenizer(phrases: Iterable[str], max_length: int) -> PreTrainedTokeniz
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
+
+
+def common_pairs(texts: Iterable[str], n: int) -> list[tuple[str, str]]:
+    """The n most frequent pairs of neighbouring letters or digits, ties in alphabetical order: what another tokenizer
+    would have merged."""
+    counts = Counter(
+        pair for text in texts for pair in pairwise(text) if all(c.isascii() and c.isalnum() for c in pair)
+    )
+    return sorted(counts, key=lambda pair: (-counts[pair], pair))[:n]
 
 
 def common_phrases(texts: Sequence[str]) -> list[str]:

@@ -60,6 +60,8 @@ class Recipe:
     head_dim: int = 32
     mlp_size: int = 384
     max_positions: int = 2048
+    pairs: int = 0
+    """Of letters that the tokenizer merges; 0 for bytes only."""
     init_std: float = 0.05
     """The usual 0.02 is small for tied embeddings of this width: rotations came later with it (one seed each)."""
     rope_theta: float = 100.0

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import cast
 
 from swarm.errors import ConfigError
+from swarm.tasks.arithmetic import ArithmeticSource
 from swarm.tasks.base import SourceSpec, TaskSource
 from swarm.tasks.gym import ReasoningGymSource
 from swarm.tasks.jsonl import JsonlSource
 
 SOURCES: dict[str, Callable[[SourceSpec], TaskSource]] = {
     "reasoning_gym": ReasoningGymSource,
+    "arithmetic": ArithmeticSource,
     "jsonl": JsonlSource,
 }
 

@@ -29,8 +29,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from vllm.inputs import tokens_input
 from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
+from node.assembly import trainer_of
 from node.config import NodeConfig, VllmEngine
-from node.daemon import trainer_of
 from node.engine.base import Completion, Generator
 from node.engine.opening import choose
 from node.engine.policy import Policy, load_policy, prepare_process

@@ -1,0 +1,112 @@
+"""What the loops work with, put together: the same for a daemon and for a simulated swarm."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from node.config import NodeConfig
+from node.engine.base import Generator
+from node.engine.policy import Policy, torch_dtype
+from node.engine.trainer import PolicyTrainer
+from node.intake import Intake
+from node.journal import GroupJournal
+from node.learning import Learning
+from node.pool import RolloutPool
+from node.producer import Author, Producer
+from node.progress import Progress
+from swarm.manifest import Manifest
+from swarm.tasks.base import Judge
+from swarm.types import PolicyVersion
+from swarm.wire.identity import Identity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Mind:
+    """The policy and all that learns with it."""
+
+    policy: Policy
+    progress: Progress
+    trainer: PolicyTrainer
+    generator: Generator
+    learning: Learning
+    running: asyncio.Event
+    """Clear while the node is paused."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Hands:
+    """What makes experience, takes it in, and holds it until it is learned from."""
+
+    author: Author
+    pool: RolloutPool
+    producer: Producer
+    intake: Intake
+
+
+def trainer_of(config: NodeConfig, policy: Policy, probe: np.ndarray | None, version: PolicyVersion) -> PolicyTrainer:
+    """`policy`'s, as the config has it; `probe` (int32 [P]) is what its generator compares."""
+    return PolicyTrainer(
+        policy,
+        advantage=config.advantage,
+        objective=config.objective,
+        foreign=config.foreign,
+        foreign_gate=config.foreign_gate,
+        learner=config.learner,
+        temperature=config.sampler.temperature,
+        autocast=config.policy.dtype == "bfloat16",
+        sampling_dtype=torch_dtype(config.policy.dtype),
+        probe=probe,
+        version=version,
+    )
+
+
+def hands_of(
+    config: NodeConfig,
+    identity: Identity,
+    manifest: Manifest,
+    judges: tuple[Judge, Judge],
+    journal: GroupJournal,
+    mind: Mind,
+    wall_clock: Callable[[], float] = time.time,
+) -> Hands:
+    """`judges`: of our own groups and of strangers'. `wall_clock`: unix seconds."""
+    progress, trainer = mind.progress, mind.trainer
+    judge, foreign_judge = judges
+    author = Author(
+        identity=identity,
+        swarm=manifest.id,
+        model=progress.fingerprint,
+        codec=mind.policy.codec,
+        sampling=config.sampler.params,
+        share_ids=config.sampler.share_ids,
+        wall_clock=wall_clock,
+    )
+    producer = Producer(
+        config=config.sampler,
+        sampler=progress.sampler,
+        tracker=progress.tracker,
+        judge=judge,
+        generator=mind.generator,
+        author=author,
+        version=lambda: trainer.version,
+        running=mind.running,
+        ledger=progress.ledger,
+    )
+    intake = Intake(
+        me=identity.peer_id,
+        manifest=manifest,
+        limits=config.limits,
+        judge=foreign_judge,
+        journal=journal,
+        tracker=progress.tracker,
+        version=lambda: trainer.version,
+        ledger=progress.ledger,
+        wall_clock=wall_clock,
+    )
+    pool = RolloutPool(config.pool, progress.drawing_rng, progress.ledger.counters)
+    return Hands(author=author, pool=pool, producer=producer, intake=intake)

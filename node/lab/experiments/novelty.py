@@ -1,0 +1,57 @@
+"""Experiment 7, one side: what the own-likelihood gate keeps a node from learning."""
+
+from __future__ import annotations
+
+from node.lab.experiment import Comparison, Experiment, Metric
+from node.lab.experiments.common import PASS, UNIFORM
+from node.lab.experiments.sharing import SHARED
+from node.lab.settings import arm
+from node.lab.worlds import TAUGHT
+
+STEPS = 120
+RATES = ("0", "0.05", "0.2")
+GATES: dict[str, dict[str, object]] = {
+    "open": {"type": "none"},
+    "absolute-1": {"type": "absolute", "max_bits_per_byte": 1.0},
+    "absolute-2": {"type": "absolute", "max_bits_per_byte": 2.0},
+    "absolute-4": {"type": "absolute", "max_bits_per_byte": 4.0},
+    "relative-0.5": {"type": "relative", "quantile": 0.5},
+    "relative-0.75": {"type": "relative", "quantile": 0.75},
+    "relative-0.9": {"type": "relative", "quantile": 0.9},
+}
+
+EXPERIMENT = Experiment(
+    name="novelty",
+    version=1,
+    question="Which gate still lets a node learn from an expert what it can hardly do itself?",
+    setting=f"An expert of one family and a node that begins there at pass@1 0, 0.05 or 0.2; {STEPS} steps of 8 own and"
+    " up to 8 foreign groups, tasks drawn uniformly.",
+    arms=[
+        *(
+            arm(f"{rate}:alone", world=f"apprentices-{rate}", nodes=2, steps=STEPS, tables={"sampler": UNIFORM})
+            for rate in RATES
+        ),
+        *(
+            arm(
+                f"{rate}:{name}",
+                world=f"apprentices-{rate}",
+                nodes=2,
+                steps=STEPS,
+                tables={"sampler": UNIFORM, "pool": SHARED, "foreign_gate": gate},
+            )
+            for rate in RATES
+            for name, gate in GATES.items()
+        ),
+    ],
+    comparisons=[
+        *(Comparison(f"{rate}:open", f"{rate}:alone") for rate in RATES),
+        *(Comparison(f"{rate}:{name}", f"{rate}:open") for rate in RATES for name in GATES if name != "open"),
+    ],
+    metrics={
+        f"node-2/{TAUGHT}/start": Metric("apprentice's start", ".1%"),
+        f"node-2/{TAUGHT}/final": Metric("apprentice's pass@1", ".1%"),
+        "final": Metric("both, all families", ".1%"),
+        "foreign_gated_share": Metric("foreign rollouts gated", ".0%"),
+    },
+    plots=[PASS],
+)

@@ -1,0 +1,76 @@
+"""Experiment 7, the other side: what hostile peers achieve, over the own-likelihood gate."""
+
+from __future__ import annotations
+
+from node.lab.adversary import BODIES, Attack
+from node.lab.experiment import Arm, Comparison, Experiment, Metric
+from node.lab.experiments.common import LEARNED, PASS, UNIFORM
+from node.lab.experiments.novelty import GATES
+from node.lab.experiments.sharing import SAPO, SHARED
+from node.lab.settings import Tables, arm
+
+STEPS = 120
+HONEST = 2
+#: Groups per virtual second of an honest node.
+HONEST_RATE = 8.0
+#: Identities of the attacker: they cost nothing.
+IDENTITIES = 3
+SHARES = (0.1, 0.3, 0.5)
+LIKELY, UNLIKELY = -0.01, -20.0
+
+
+def attacks(body: str, share: float, logprob: float = LIKELY) -> list[Attack]:
+    """`share` of the groups that a node receives are hostile."""
+    rate = share / (1 - share) * HONEST_RATE * (HONEST - 1)
+    return [Attack(body=body, logprob=logprob, interval_s=IDENTITIES / rate)] * IDENTITIES
+
+
+def _arm(name: str, hostile: list[Attack], tables: Tables | None = None) -> Arm:
+    merged = {"sampler": UNIFORM, "pool": SHARED, **(tables or {})}
+    return arm(name, world="skills", nodes=HONEST, steps=STEPS, tables=merged, attacks=hostile)
+
+
+def _gated(gate: str) -> Tables:
+    return {"foreign_gate": GATES[gate]}
+
+
+ARMS = [
+    arm("alone", world="skills", nodes=HONEST, steps=STEPS, tables={"sampler": UNIFORM}),
+    *(_arm(f"0%:{gate}", [], _gated(gate)) for gate in GATES),
+    *(
+        _arm(f"{share:.0%}:{body}:{gate}", attacks(body, share), _gated(gate))
+        for share in SHARES
+        for body in BODIES
+        for gate in GATES
+    ),
+    *(
+        _arm(f"50%:{body}:{forged}:sequence", attacks(body, 0.5, logprob), {"foreign": {"type": "rec_oneside"}})
+        for body in BODIES
+        for forged, logprob in (("likely", LIKELY), ("unlikely", UNLIKELY))
+    ),
+    *(_arm(f"50%:{body}:sapo", attacks(body, 0.5), SAPO) for body in BODIES),
+]
+
+EXPERIMENT = Experiment(
+    name="poison",
+    version=1,
+    question="How much do hostile peers spoil, and which gate stops them?",
+    setting=f"{HONEST} honest nodes, each good at a family of its own, {STEPS} steps of 8 own and up to 8 foreign"
+    f" groups; {IDENTITIES} hostile identities that send right answers in bad texts.",
+    arms=ARMS,
+    comparisons=[
+        *(Comparison(f"0%:{gate}", "alone") for gate in GATES),
+        *(
+            Comparison(f"{share:.0%}:{body}:{gate}", f"0%:{gate}")
+            for share in SHARES
+            for body in BODIES
+            for gate in GATES
+        ),
+    ],
+    metrics=LEARNED
+    | {
+        "odd": Metric("answers in the attacker's style", ".1%", higher_is_better=False),
+        "foreign_gated_share": Metric("foreign rollouts gated", ".0%"),
+    },
+    plots=[PASS],
+)

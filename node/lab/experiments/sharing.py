@@ -1,0 +1,54 @@
+"""SAPO's table (arXiv 2509.08721 section 4): own and foreign groups per step, where peers differ in one thing.
+
+Own groups cost sampling, foreign ones do not: I + J = 8 trains on as much as 8+0 and samples less; 8+J samples as much
+and trains on more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from node.lab.experiment import Arm, Comparison, Experiment, Metric
+from node.lab.experiments.common import COSTS, LEARNED, NODES, PASS, PASS_BY_COST, REWARD, STEPS, UNIFORM
+from node.lab.settings import Tables, arm
+
+#: The paper's arm: GRPO's advantage, PPO's clip, peers' groups as if they were one's own.
+SAPO: Tables = {
+    "advantage": {"type": "grpo"},
+    "objective": {"type": "ppo_clip", "low": 0.2, "high": 0.28},
+    "foreign": {"type": "sapo_plain", "low": 0.2, "high": 0.28},
+}
+
+#: Pool: every own group, and as many of others' on top, which cost no sampling.
+SHARED = {"own_groups": 8, "foreign_groups": 8, "own_capacity": 8}
+
+
+def sharing(world: str, question: str, setting: str) -> Experiment:
+    ours = [_arm(f"{i}+{j}", world, i, j) for i, j in ((8, 0), (6, 2), (4, 4), (2, 6), (8, 8), (8, 24))]
+    theirs = [_arm(f"sapo-{i}+{j}", world, i, j, SAPO) for i, j in ((8, 0), (6, 2), (4, 4), (2, 6))]
+    return Experiment(
+        name=f"sharing-{world}",
+        version=1,
+        question=question,
+        setting=f"{setting} {NODES} nodes, {STEPS} steps each, groups of 8 rollouts, tasks drawn uniformly.",
+        arms=[*ours, *theirs],
+        comparisons=_comparisons([a.name for a in ours], [a.name for a in theirs]),
+        metrics=LEARNED
+        | {
+            "reward": Metric("cumulative reward", ".1f"),
+            "reward_gain": Metric("cumulative gain", ".1f"),
+            "worst": Metric("gain of the worst node", ".1%"),
+        }
+        | COSTS,
+        plots=[PASS, PASS_BY_COST, REWARD],
+    )
+
+
+def _arm(name: str, world: str, own: int, foreign: int, tables: Tables | None = None) -> Arm:
+    pool = {"own_groups": own, "foreign_groups": foreign, "own_capacity": own}
+    return arm(name, world=world, nodes=NODES, steps=STEPS, tables={**(tables or {}), "sampler": UNIFORM, "pool": pool})
+
+
+def _comparisons(ours: Sequence[str], theirs: Sequence[str]) -> list[Comparison]:
+    alone = [Comparison(name, ours[0]) for name in ours[1:]] + [Comparison(name, theirs[0]) for name in theirs[1:]]
+    return [*alone, Comparison("4+4", "sapo-4+4"), Comparison("8+0", "sapo-8+0")]

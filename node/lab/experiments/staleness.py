@@ -1,0 +1,71 @@
+"""Experiment 4: how old may one's own rollouts be, under which correction?
+
+Every batch is exactly `lag` policy versions old when it is learned from. Token-level TIS is AReaL's decoupled objective
+with cap 2: with one update per batch its PPO ratio is 1.
+"""
+
+from __future__ import annotations
+
+from node.lab.experiment import Comparison, Experiment, Metric
+from node.lab.experiments.common import LEARNED, PASS, SINGLE_STEPS, UNIFORM
+from node.lab.settings import Tables, arm
+
+LAGS = (0, 2, 8, 32, 128)
+OBJECTIVES: dict[str, dict[str, object]] = {
+    "none": {"type": "reinforce"},
+    "token-TIS": {"type": "decoupled_ppo", "cap": 2.0},
+    "decoupled-PPO": {"type": "decoupled_ppo", "cap": 5.0},
+    "PPO": {"type": "ppo_clip", "low": 0.2, "high": 0.28},
+    "IcePop": {"type": "icepop", "least": 0.5, "most": 5.0},
+    "DPPO-TV": {"type": "dppo_tv", "delta": 0.2, "cap": 2.0, "squared_log_ratio": 1e-3},
+    "CISPO": {"type": "cispo", "cap": 5.0},
+    "GSPO": {"type": "gspo", "low": 3e-4, "high": 4e-4},
+    "M2PO": {"type": "m2po", "budget": 0.04},
+    "VESPO": {"type": "vespo"},
+}
+
+
+def _tables(objective: str, **learner: object) -> Tables:
+    return {
+        "objective": OBJECTIVES[objective],
+        "sampler": UNIFORM,
+        "pool": {"max_lag": 1000},
+        "learner": learner,
+    }
+
+
+ARMS = [
+    arm(f"{name},lag={lag}", world="same", nodes=1, steps=SINGLE_STEPS, tables=_tables(name), lag=lag)
+    for lag in LAGS
+    for name in OBJECTIVES
+] + [
+    arm(
+        f"{name},lag={lag},lr={rule}",
+        world="same",
+        nodes=1,
+        steps=SINGLE_STEPS,
+        tables=_tables(name, lr_rule=rule),
+        lag=lag,
+    )
+    for lag in (8, 32, 128)
+    for name in ("DPPO-TV", "CISPO")
+    for rule in ("staleness", "ess")
+]
+
+EXPERIMENT = Experiment(
+    name="staleness",
+    version=1,
+    question="At which age of one's own rollouts does each correction stop learning?",
+    setting=f"One node, {SINGLE_STEPS} steps of 8 groups of 8 rollouts, tracker baseline, tasks drawn uniformly.",
+    arms=ARMS,
+    comparisons=[Comparison(f"{name},lag=32", f"{name},lag=0") for name in OBJECTIVES]
+    + [Comparison(f"{name},lag=32", "none,lag=32") for name in OBJECTIVES if name != "none"],
+    metrics=LEARNED
+    | {
+        "masked_share": Metric("tokens masked", ".1%", higher_is_better=False),
+        "log_rho_p99": Metric("99th percentile of log rho", ".2f", higher_is_better=False),
+        "ess_share": Metric("ESS / tokens", ".2f"),
+        "entropy": Metric("entropy", ".2f"),
+    },
+    plots=[PASS],
+)

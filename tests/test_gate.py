@@ -1,0 +1,173 @@
+"""Peers' rollouts that are too unlikely to us: not trained on, counted, and nothing else changes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from node.algorithms import (
+    AbsoluteGate,
+    ChunkAligned,
+    DppoTv,
+    ForeignConfig,
+    ForeignGateConfig,
+    LearnerConfig,
+    NoGate,
+    ReceiverBaseline,
+    RecOneside,
+    RelativeGate,
+    SapoPlain,
+)
+from node.rl.batch import MicroBatch, pack
+from node.rl.gate import ForeignGate, bits_per_byte, threshold
+from node.rl.loss import micro_batch_loss
+from node.rl.objective import Denominators
+from node.rl.samples import PeerTokens, TokenRow
+from swarm.types import PeerId
+
+
+def make_row(num_bytes: int, *, own: bool = False, length: int = 2) -> TokenRow:
+    byte_lengths = np.array([num_bytes] + [0] * (length - 1), dtype=np.int32)
+    word = np.full(length, -1.0, dtype=np.float32)
+    return TokenRow(
+        prompt_ids=np.array([1], dtype=np.int32),
+        response_ids=np.array([2] * length, dtype=np.int32),
+        byte_lengths=byte_lengths,
+        behaviour=word if own else None,
+        peer=None if own else PeerTokens(logprobs=word, byte_lengths=byte_lengths),
+        advantage=1.0,
+        reward=1.0,
+        own=own,
+        origin=PeerId("p"),
+        staleness=0,
+        truncated=False,
+    )
+
+
+def micro_of(*rows: TokenRow) -> MicroBatch:
+    (micro,) = pack(rows, 1000)
+    assert micro.rows == rows, "give the longest first"
+    return micro
+
+
+def logp_of(*bits: float, length: int = 2) -> torch.Tensor:
+    """Of rows of `length` tokens, each row with so many bits, evenly."""
+    return torch.tensor([-b * math.log(2) / length for b in bits for _ in range(length)])
+
+
+def step(gate: ForeignGate, *bits: float) -> tuple[list[float], dict[str, float]]:
+    """Advantages and metrics of a step on peers' rows of one byte each."""
+    gate.open()
+    gated = gate.apply(micro_of(*[make_row(1)] * len(bits)), logp_of(*bits))
+    return gated.advantage.tolist(), gate.close()
+
+
+def test_bits_per_byte_count_all_tokens_and_the_bytes_of_the_text():
+    micro = micro_of(make_row(4, length=3), make_row(1), make_row(0, own=True))
+    logp = torch.tensor([-3.0, -4.0, -1.0, -0.5, -0.25, -1.0, -2.0]) * math.log(2)
+    assert bits_per_byte(micro, logp).tolist() == pytest.approx([8 / 4, 0.75, 3.0])
+
+
+def test_rows_above_the_absolute_threshold_teach_nothing():
+    gate = ForeignGate(AbsoluteGate(max_bits_per_byte=3.0))
+    for _ in range(2):
+        advantages, metrics = step(gate, 2.75, 3.25, 1.0, 9.0)
+        assert advantages == [1.0, 0.0, 1.0, 0.0]
+        assert metrics == pytest.approx({"foreign_bits_per_byte": 4.0, "foreign_gated_share": 0.5})
+
+
+def test_own_rows_are_never_gated():
+    gate = ForeignGate(AbsoluteGate(max_bits_per_byte=3.0))
+    gate.open()
+    gated = gate.apply(micro_of(make_row(1, own=True), make_row(1)), logp_of(9.0, 9.0))
+    assert gated.advantage.tolist() == [1.0, 0.0]
+    assert gate.close() == pytest.approx({"foreign_bits_per_byte": 9.0, "foreign_gated_share": 1.0})
+
+
+def test_a_step_without_peers_has_no_metrics():
+    gate = ForeignGate(AbsoluteGate(max_bits_per_byte=3.0))
+    gate.open()
+    micro = micro_of(make_row(1, own=True))
+    assert gate.apply(micro, logp_of(9.0)) is micro
+    assert gate.close() == {}
+
+
+def test_without_a_gate_rows_are_only_looked_at():
+    advantages, metrics = step(ForeignGate(NoGate()), 100.0, 2.0)
+    assert advantages == [1.0, 1.0]
+    assert metrics == pytest.approx({"foreign_bits_per_byte": 51.0, "foreign_gated_share": 0.0})
+
+
+def test_the_relative_threshold_is_a_quantile_of_the_rows_of_earlier_steps():
+    gate = ForeignGate(RelativeGate(quantile=0.75, window=100))
+    assert step(gate, 1.0, 2.0, 3.0)[0] == [1.0] * 3  # of nothing
+    assert step(gate, 99.0, 5.0)[0] == [1.0] * 2  # of three rows, too few
+    # of 1, 2, 3, 5, 99: the third quartile is 5
+    advantages, metrics = step(gate, 4.9, 5.1)
+    assert advantages == [1.0, 0.0]
+    assert metrics["foreign_gated_share"] == 0.5
+
+
+def test_a_gated_row_counts_for_the_quantile():
+    gate = ForeignGate(RelativeGate(quantile=0.5, window=100))
+    step(gate, 1.0, 1.0)
+    assert step(gate, 8.0, 8.0, 8.0)[0] == [0.0] * 3
+    assert step(gate, 7.9)[0] == [1.0]  # the median of 1, 1, 8, 8, 8 is 8
+
+
+def test_only_the_latest_rows_are_remembered():
+    gate = ForeignGate(RelativeGate(quantile=0.5, window=4))
+    step(gate, 9.0, 9.0, 9.0, 9.0)
+    step(gate, 1.0, 1.0, 1.0)
+    assert step(gate, 1.1)[0] == [0.0]  # 9, 1, 1, 1
+
+
+def test_a_quantile_needs_enough_rows_to_be_one():
+    assert threshold(RelativeGate(quantile=0.75), [1.0, 2.0, 3.0]) == math.inf
+    assert threshold(RelativeGate(quantile=0.75), [1.0, 2.0, 3.0, 4.0]) == 3.25
+
+
+def test_the_highest_quantile_gates_nothing():
+    assert threshold(RelativeGate(quantile=1.0), [1.0] * 100) == math.inf
+
+
+def test_likelihoods_that_are_not_finite_set_no_threshold():
+    gate = ForeignGate(RelativeGate(quantile=0.5))
+    step(gate, 1.0, 2.0, math.inf, math.nan)
+    assert step(gate, 1.4, 1.6)[0] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_the_split_into_micro_batches_decides_nothing(split: bool):
+    gate = ForeignGate(RelativeGate(quantile=0.5))
+    step(gate, 1.0, 3.0)
+    gate.open()
+    bits = [9.0, 1.5, 2.5, 0.5]
+    parts = [[b] for b in bits] if split else [bits]
+    advantages = [gate.apply(micro_of(*[make_row(1)] * len(p)), logp_of(*p)).advantage.tolist() for p in parts]
+    assert [a for part in advantages for a in part] == [0.0, 1.0, 0.0, 1.0]
+    assert gate.close()["foreign_gated_share"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "rule", [ReceiverBaseline(), ChunkAligned(), RecOneside(), SapoPlain()], ids=lambda rule: rule.type
+)
+@pytest.mark.parametrize(("gate_config", "moves"), [(NoGate(), True), (AbsoluteGate(max_bits_per_byte=1.0), False)])
+def test_under_no_rule_does_a_gated_row_have_a_gradient(
+    rule: ForeignConfig, gate_config: ForeignGateConfig, moves: bool
+):
+    own, peers = make_row(2, own=True), make_row(2)
+    logp = torch.tensor([-1.0, -1.0, -1.0, -1.0], requires_grad=True)  # 1.44 bits a byte
+    gate = ForeignGate(gate_config)
+    gate.open()
+    gated = gate.apply(micro_of(own, peers), logp)
+    counts = Denominators(tokens=4, samples=2)
+    loss, _ = micro_batch_loss(gated, logp, None, DppoTv(), rule, LearnerConfig(), counts)
+    (gradient,) = torch.autograd.grad(loss, logp)
+    assert gradient.tolist() == pytest.approx([-0.25, -0.25] + ([-0.25, -0.25] if moves else [0.0, 0.0]))
+    untouched = replace(gated, advantage=torch.ones(2))
+    assert all(torch.equal(getattr(gated, n), getattr(untouched, n)) for n in ("own", "sample", "lengths"))
