@@ -21,6 +21,8 @@ from pydantic_core import PydanticCustomError
 
 from node.table import Fraction, Table
 
+Truncated = Literal["scored", "failed", "ignored"]
+
 
 class TrackerConfig(Table):
     prompt_decay: Annotated[float, Field(gt=0, le=1)] = 0.96
@@ -219,6 +221,26 @@ class RelativeGate(Table):
 ForeignGateConfig = Annotated[NoGate | AbsoluteGate | RelativeGate, Field(discriminator="type")]
 
 
+class NoGuidance(Table):
+    type: Literal["none"] = "none"
+    """Every token of a rollout has the rollout's advantage (default)."""
+
+
+class PeerGuidance(Table):
+    type: Literal["peer_scores"] = "peer_scores"
+    """Where a stronger peer has scored a rollout of ours, its tokens' advantages differ by what it thinks of them
+    (node/rl/guidance.py). Peers are asked in the laboratory only: nothing of it is on the wire."""
+    weight: PositiveFloat = 0.5
+    """Advantage per nat between the peer and us."""
+    clip: PositiveFloat = 1.0
+    """Nats per token that count at most."""
+    bound: Fraction = 0.5
+    """Of a rollout's own advantage, the largest part that a token's may differ by."""
+
+
+GuidanceConfig = Annotated[NoGuidance | PeerGuidance, Field(discriminator="type")]
+
+
 class LearnerConfig(Table):
     lr: PositiveFloat = 1e-6
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
@@ -236,6 +258,9 @@ class LearnerConfig(Table):
     """Action tokens whose logits exist at the same time."""
     min_advantage: NonNegativeFloat = 0.02
     """Rollouts with less are not trained on: they would cost a forward pass and move nothing."""
+    truncated: Truncated = "scored"
+    """What a rollout is worth that was cut off before its policy ended it: "scored" as its text is, "failed" (reward
+    0: who has answered should stop), or "ignored"."""
     opsm_delta: PositiveFloat = 0.5
     """Own negatives that drifted further (mean nats a token) are vetoed (DeepSeek-V3.2 OPSM)."""
 

@@ -19,6 +19,7 @@ from node.learning import Learning
 from node.pool import RolloutPool
 from node.producer import Author, Producer
 from node.progress import Progress
+from node.rl.demand import announced_values
 from swarm.manifest import Manifest
 from swarm.tasks.base import Judge
 from swarm.types import PolicyVersion
@@ -56,6 +57,7 @@ def trainer_of(config: NodeConfig, policy: Policy, probe: np.ndarray | None, ver
         objective=config.objective,
         foreign=config.foreign,
         foreign_gate=config.foreign_gate,
+        guidance=config.guidance,
         learner=config.learner,
         temperature=config.sampler.temperature,
         autocast=config.policy.dtype == "bfloat16",
@@ -85,9 +87,11 @@ def hands_of(
         sampling=config.sampler.params,
         share_ids=config.sampler.share_ids,
         wall_clock=wall_clock,
+        worth=lambda: announced_values(progress.tracker, trainer.version) if config.sampler.for_swarm else (),
     )
     producer = Producer(
         config=config.sampler,
+        truncated=config.learner.truncated,
         sampler=progress.sampler,
         tracker=progress.tracker,
         judge=judge,
@@ -101,6 +105,7 @@ def hands_of(
         me=identity.peer_id,
         manifest=manifest,
         limits=config.limits,
+        truncated=config.learner.truncated,
         judge=foreign_judge,
         journal=journal,
         tracker=progress.tracker,

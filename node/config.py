@@ -25,8 +25,10 @@ from node.algorithms import (
     DppoTv,
     ForeignConfig,
     ForeignGateConfig,
+    GuidanceConfig,
     LearnerConfig,
     NoGate,
+    NoGuidance,
     ObjectiveConfig,
     PoolConfig,
     ReceiverBaseline,
@@ -142,6 +144,7 @@ class SamplerConfig(Table):
     """Groups in flight; 0 for as many as keep the engine full."""
     temperature: PositiveFloat = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Below 1 the importance ratios are biased by the mass that is kept, up to 1 / top_p per token."""
     max_new_tokens: PositiveInt = 64
     max_prompt_tokens: PositiveInt = 1024
     """Longer prompts are skipped and counted, and so are those that leave the engine no room for max_new_tokens."""
@@ -151,6 +154,9 @@ class SamplerConfig(Table):
     """Added to sqrt(v(1-v)), so that nothing is ever given up (SPO eq. 8)."""
     candidates: PositiveInt = 4
     """Tasks drawn per pick, of which the most promising is likely taken; matters for finite sources only."""
+    for_swarm: Fraction = 0.0
+    """Share of the picks that are made where we are strong and the swarm is weak, by what peers announce of themselves.
+    With more than 0 we announce our own values, too."""
     share_ids: bool = True
     """Send token ids along; a few bytes a token that save peers with the same tokenizer a guess."""
 
@@ -325,6 +331,7 @@ class NodeConfig(Table):
     objective: ObjectiveConfig = DppoTv()
     foreign: ForeignConfig = ReceiverBaseline()
     foreign_gate: ForeignGateConfig = NoGate()
+    guidance: GuidanceConfig = NoGuidance()
     learner: LearnerConfig = LearnerConfig()
     pool: PoolConfig = PoolConfig()
     swarm: SwarmConfig = SwarmConfig()

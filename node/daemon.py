@@ -29,7 +29,7 @@ from node.metrics import MetricsLog
 from node.operated import RunningNode
 from node.progress import SAMPLING_RNG, Progress
 from node.rpc import RpcServer
-from node.settings import task_specs
+from node.settings import doubts, task_specs
 from swarm.manifest import Manifest
 from swarm.net.base import Exchange
 from swarm.net.exchange import P2PExchange
@@ -105,6 +105,9 @@ async def _open_mind(
         restore_optimizer(trainer.optimizer, trainer.parameter_names, tensors)
     weights = await trainer.weights()
     ledger = progress.ledger
+    for doubt in doubts(config):
+        log.warning(doubt)
+        ledger.warn(doubt)
     generator = await stack.enter_async_context(
         open_generator(config, chosen, policy, weights, progress.sampling_rng, ledger.counters, ledger.warn)
     )

@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from swarm.types import GroupId, PolicyVersion, RolloutGroup, SignedGroup, Task
+from node.algorithms import Truncated
+from swarm.types import (
+    GroupId,
+    PolicyVersion,
+    Rollout,
+    RolloutGroup,
+    Score,
+    ScoreStatus,
+    SignedGroup,
+    Task,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PeerScores:
+    """What a peer's policy thinks of a response of ours, in its own tokens. Its word: it may say anything."""
+
+    logprobs: np.ndarray
+    """float32 [T], at the temperature that we sampled with; with the end of the sequence where the policy ended."""
+    byte_lengths: np.ndarray
+    """int32 [T]; adds up to the response's bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -28,6 +49,8 @@ class Experience:
     """Own: the oldest version of ours that sampled a token. Foreign: ours when it arrived; a peer's says nothing."""
     arrived_at: float
     """By the event loop's clock, in seconds."""
+    guidance: tuple[PeerScores | None, ...] | None = None
+    """Own: a stronger peer's view of each rollout, [G]; None where none was asked or answered in time."""
     best: float = field(init=False)
     """Highest, mean and lowest reward of the scored rollouts, 0 without any: read at every draw, so computed once."""
     mean: float = field(init=False)
@@ -43,6 +66,20 @@ class Experience:
     def scores(self) -> list[float | None]:
         """Rewards, None where there is none."""
         return [float(r) if scored else None for r, scored in zip(self.rewards, self.scored, strict=True)]
+
+
+def rewards_of(
+    rollouts: Sequence[Rollout], scores: Sequence[Score], truncated: Truncated
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rewards, float32 [G], and which of them are evidence, bool [G]."""
+    rewards = np.array([score.reward for score in scores], dtype=np.float32)
+    scored = np.array([score.status is ScoreStatus.OK for score in scores], dtype=bool)
+    whole = np.array([not rollout.truncated for rollout in rollouts], dtype=bool)
+    if truncated == "failed":
+        rewards = np.where(whole, rewards, np.float32(0))
+    elif truncated == "ignored":
+        scored &= whole
+    return rewards, scored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-import numpy as np
-
-from node.experience import Experience, Judged
+from node.algorithms import Truncated
+from node.experience import Experience, Judged, rewards_of
 from node.journal import GroupJournal
 from node.ledger import Ledger
 from node.rl.tracker import ValueTracker
@@ -15,7 +14,7 @@ from swarm.limits import Limits
 from swarm.manifest import Manifest
 from swarm.net.base import Received
 from swarm.tasks.base import Judge
-from swarm.types import PeerId, PolicyVersion, ScoreStatus
+from swarm.types import PeerId, PolicyVersion
 from swarm.verify import Findings, verify
 
 
@@ -28,6 +27,7 @@ class Intake:
         me: PeerId,
         manifest: Manifest,
         limits: Limits,
+        truncated: Truncated,
         judge: Judge,
         journal: GroupJournal,
         tracker: ValueTracker,
@@ -38,6 +38,7 @@ class Intake:
         self._me = me
         self._manifest = manifest
         self._limits = limits
+        self._truncated: Truncated = truncated
         self._judge = judge
         self._journal = journal
         self._tracker = tracker
@@ -62,15 +63,15 @@ class Intake:
             return findings, None
         version = self._version()
         value = self._tracker.value(task, version)
-        for score in findings.scores:
-            if score.status is ScoreStatus.OK:
-                self._tracker.observe_peer(task, score.reward, version)
+        rewards, scored = rewards_of(signed.group.rollouts, findings.scores, self._truncated)
+        for reward in rewards[scored].tolist():
+            self._tracker.observe_peer(task, reward, version)
         experience = Experience(
             id=signed.id,
             group=signed.group,
             task=task,
-            rewards=np.array([score.reward for score in findings.scores], dtype=np.float32),
-            scored=np.array([score.status is ScoreStatus.OK for score in findings.scores], dtype=bool),
+            rewards=rewards,
+            scored=scored,
             own=False,
             value=value,
             version=version,

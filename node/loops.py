@@ -27,10 +27,11 @@ from swarm.net.base import Exchange
 from swarm.types import Announcement
 
 
-async def produce(producer: Producer, journal: GroupJournal, pool: RolloutPool) -> None:
-    """Task -> own group -> journal, pool. Waits for the generator, and for room in the pool."""
+async def produce(producer: Producer, journal: GroupJournal, pool: RolloutPool, exchange: Exchange) -> None:
+    """Task -> own group -> journal, pool. Waits for the generator, and for room in the pool. What peers announced may
+    have a say in the task; nobody is asked."""
     while True:
-        judged = await producer.next_group()
+        judged = await producer.next_group(exchange.peers)
         await journal.append(judged.signed, judged.experience.scores, own=True)
         await pool.put_own(judged.experience)
 

@@ -64,7 +64,10 @@ class RunningNode:
     async def _loop(self) -> None:
         async with asyncio.TaskGroup() as group:
             loops = [
-                *(produce(self.producer, self.journal, self.pool) for _ in range(self._groups_in_flight)),
+                *(
+                    produce(self.producer, self.journal, self.pool, self.exchange)
+                    for _ in range(self._groups_in_flight)
+                ),
                 share(self.journal, self.exchange, self._announcement, self._heartbeat_s),
                 gather(self.exchange, self.intake, self.journal, self.pool),
                 train(self.pool, self.learning, self.generator, self.config.max_steps),
@@ -89,17 +92,7 @@ class RunningNode:
         return exchange.heartbeat_s if isinstance(exchange, P2PExchange) else 3600.0
 
     def _announcement(self, head: int) -> Announcement:
-        return Announcement(
-            swarm=self.author.swarm,
-            peer=self.author.identity.peer_id,
-            addresses=self.exchange.addresses,
-            epoch=self.journal.epoch,
-            head=head,
-            name=self.config.name,
-            model=self.author.model,
-            tokenizer=self.author.codec.fingerprint,
-            issued_at=time.time(),
-        )
+        return self.author.announcement(self.config.name, self.exchange.addresses, self.journal.epoch, head)
 
     # What an operator asks (node.rpc.Operated) ------------------------------------------------------------------------
 

@@ -9,15 +9,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from node.algorithms import Truncated
 from node.config import SamplerConfig
 from node.engine.base import Completion, Generator, TextCodec
-from node.experience import Experience, Judged
+from node.experience import Experience, Judged, rewards_of
 from node.ledger import Ledger
 from node.rl.sampler import TaskSampler
 from node.rl.tracker import ValueTracker
 from swarm.errors import TaskError
+from swarm.net.base import PeerInfo
 from swarm.tasks.base import Judge, held_out
 from swarm.types import (
+    Announcement,
+    CellValue,
     FinishReason,
     PolicyVersion,
     Role,
@@ -25,7 +29,6 @@ from swarm.types import (
     RolloutGroup,
     SampledTokens,
     SamplingParams,
-    Score,
     ScoreStatus,
     SignedGroup,
     Task,
@@ -42,7 +45,7 @@ FUTILE_DELAY_S = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Author:
-    """Who signs our groups, and what every one of them says of us."""
+    """Who signs our groups, and what every one of them and every announcement says of us."""
 
     identity: Identity
     swarm: str
@@ -52,6 +55,8 @@ class Author:
     share_ids: bool
     wall_clock: Callable[[], float] = time.time
     """Unix seconds."""
+    worth: Callable[[], tuple[CellValue, ...]] = tuple
+    """What we say that our values are; nothing, by default."""
 
     def rollout(self, completion: Completion) -> Rollout:
         text, byte_lengths = self.codec.decode(completion.ids)
@@ -75,6 +80,21 @@ class Author:
             created_at=self.wall_clock(),
         )
 
+    def announcement(self, name: str, addresses: tuple[str, ...], epoch: bytes, head: int) -> Announcement:
+        """Of our log `epoch`, which goes up to `head`."""
+        return Announcement(
+            swarm=self.swarm,
+            peer=self.identity.peer_id,
+            addresses=addresses,
+            epoch=epoch,
+            head=head,
+            name=name,
+            model=self.model,
+            tokenizer=self.codec.fingerprint,
+            issued_at=self.wall_clock(),
+            values=self.worth(),
+        )
+
     def sign(self, group: RolloutGroup) -> SignedGroup:
         """The group as peers will see it; token ids stay here unless they are to be shared."""
         return seal(group if self.share_ids else _without_ids(group), self.identity)
@@ -94,6 +114,7 @@ class Producer:
         self,
         *,
         config: SamplerConfig,
+        truncated: Truncated,
         sampler: TaskSampler,
         tracker: ValueTracker,
         judge: Judge,
@@ -104,6 +125,7 @@ class Producer:
         ledger: Ledger,
     ) -> None:
         self._config = config
+        self._truncated: Truncated = truncated
         self._sampler = sampler
         self._tracker = tracker
         self._judge = judge
@@ -113,30 +135,33 @@ class Producer:
         self._running = running
         self._ledger = ledger
 
-    async def next_group(self) -> Judged:
-        """A group with at least one scored rollout."""
+    async def next_group(self, peers: Callable[[], Sequence[PeerInfo]] = tuple) -> Judged:
+        """A group with at least one scored rollout. `peers`: who is there, should the sampler ask."""
         while True:
             await self._running.wait()
-            task, prompt = await self._next_task()
+            task, prompt = await self._next_task(peers)
             value = self._tracker.value(task, self._version())  # frozen at dispatch (SPO++ section 3)
             completions = await self._generator.sample(prompt, self._config.group_size, self._author.sampling)
             whole = [c for c in completions if c.finish is not FinishReason.ERROR]
             rollouts = [self._author.rollout(completion) for completion in whole]
             scores = await self._judge.score(task, [rollout.response for rollout in rollouts])
-            scored = np.array([score.status is ScoreStatus.OK for score in scores], dtype=bool)
-            self._ledger.counters["failed_rollouts"] += len(completions) - int(scored.sum())
+            answered = sum(score.status is ScoreStatus.OK for score in scores)
+            self._ledger.counters["failed_rollouts"] += len(completions) - answered
+            rewards, scored = rewards_of(rollouts, scores, self._truncated)
             if scored.any():
-                return self._finish(task, value, rollouts, scores, scored)
+                return self._finish(task, value, rollouts, rewards, scored)
+            if answered:
+                self._ledger.warn(f"{task.ref.source}: a group of which every rollout was cut off is not used")
+                continue
             reason = scores[0].detail if scores else "the engine failed on all of them"
             self._ledger.warn(f"{task.ref.source}: a group without any score: {reason}")
 
     def _finish(
-        self, task: Task, value: float, rollouts: Sequence[Rollout], scores: Sequence[Score], scored: np.ndarray
+        self, task: Task, value: float, rollouts: Sequence[Rollout], rewards: np.ndarray, scored: np.ndarray
     ) -> Judged:
         group = self._author.group(task, rollouts)
-        for score, counts in zip(scores, scored, strict=True):
-            if counts:
-                self._tracker.observe(task, score.reward, group.oldest_version)
+        for reward in rewards[scored].tolist():
+            self._tracker.observe(task, reward, group.oldest_version)
         self._ledger.counters["own_groups"] += 1
         self._ledger.counters["own_rollouts"] += len(rollouts)
         self._ledger.counters["own_tokens"] += group.num_sampled
@@ -145,7 +170,7 @@ class Producer:
             id=signed.id,
             group=group,
             task=task,
-            rewards=np.array([score.reward for score in scores], dtype=np.float32),
+            rewards=rewards,
             scored=scored,
             own=True,
             value=value,
@@ -154,13 +179,15 @@ class Producer:
         )
         return Judged(signed=signed, experience=experience)
 
-    async def _next_task(self) -> tuple[Task, np.ndarray]:
+    async def _next_task(self, peers: Callable[[], Sequence[PeerInfo]]) -> tuple[Task, np.ndarray]:
         """A training task whose prompt fits. Looks as long as it takes."""
         looks = 0
         while True:
-            tasks = [task for ref in self._sampler.propose(self._version()) if (task := await self._make(ref))]
+            demand = self._sampler.demand(peers)
+            refs = self._sampler.propose(self._version(), demand)
+            tasks = [task for ref in refs if (task := await self._make(ref))]
             if tasks:
-                task = self._sampler.choose(tasks, self._version())
+                task = self._sampler.choose(tasks, self._version(), demand)
                 prompt = self._author.codec.prompt(task)
                 if self._fits(prompt):
                     return task, prompt

@@ -76,6 +76,16 @@ def check(config: NodeConfig) -> list[Complaint]:
     return wrong
 
 
+def doubts(config: NodeConfig) -> list[str]:
+    """What is allowed and probably not wanted, a sentence each: an operator's first warnings."""
+    if config.sampler.top_p < 1:
+        return [
+            f"sampler.top_p = {config.sampler.top_p}: what is never sampled is never unlearned, and the learner"
+            " corrects as if the whole distribution had been sampled; 1.0 is what the correction is made for"
+        ]
+    return []
+
+
 def check_rpc(rpc: RpcConfig) -> None:
     """Raises ConfigError unless the operator's service is on loopback or asks for a token, and TLS is whole."""
     if rpc.token_file is None and not is_loopback(rpc.host):

@@ -203,6 +203,18 @@ class SignedGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CellValue:
+    """What a node scores on a source's tasks of one difficulty, by its own account."""
+
+    source: str
+    difficulty: str
+    value: float
+    """Expected reward, in [0, 1]."""
+    mass: float
+    """Rollouts that it rests on, old ones discounted; >= 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Announcement:
     """I am alive, this is where I am, and this is how far my log goes."""
 
@@ -217,6 +229,8 @@ class Announcement:
     tokenizer: str
     issued_at: float
     """Unix seconds by the peer's clock."""
+    values: tuple[CellValue, ...] = ()
+    """What the peer is worth; the first ones matter most. Empty if it does not say."""
 
 
 class ScoreStatus(StrEnum):

@@ -12,6 +12,7 @@ from swarm.manifest import AgreedSource, Manifest
 from swarm.tasks.base import TaskSource, held_out
 from swarm.types import (
     Announcement,
+    CellValue,
     FinishReason,
     PeerId,
     PolicyVersion,
@@ -105,7 +106,13 @@ def signed(index: int = 0, author: Identity | None = None) -> SignedGroup:
     return seal(group(ref=task_ref(index), origin=author.peer_id), author)
 
 
-def announcement(author: Identity | None = None, head: int = 0, name: str = "node") -> Announcement:
+def cell_value(source: str, value: float, mass: float = 1.0, difficulty: str = "{}") -> CellValue:
+    return CellValue(source=source, difficulty=difficulty, value=value, mass=mass)
+
+
+def announcement(
+    author: Identity | None = None, head: int = 0, name: str = "node", values: tuple[CellValue, ...] = ()
+) -> Announcement:
     return Announcement(
         swarm=MANIFEST.id,
         peer=(author or identity()).peer_id,
@@ -116,6 +123,7 @@ def announcement(author: Identity | None = None, head: int = 0, name: str = "nod
         model="model-a",
         tokenizer="bytes",
         issued_at=NOW,
+        values=values,
     )
 
 

@@ -38,7 +38,7 @@ from swarm.wire.codec import (
 )
 from swarm.wire.identity import ANNOUNCEMENT_DOMAIN, GROUP_DOMAIN, check_signature
 from swarm.wire.v1 import exchange_pb2 as pb
-from tests.builders import announcement, group, identity, signed, task_ref, tokens, turn
+from tests.builders import announcement, cell_value, group, identity, signed, task_ref, tokens, turn
 
 LIMITS = Limits()
 
@@ -314,14 +314,42 @@ def test_mutated_bytes_raise_nothing_but_wire_errors(data: st.DataObject) -> Non
 # Announcements --------------------------------------------------------------------------------------------------------
 
 
+VALUES = (cell_value("rg/spell", 0.3, mass=12.5, difficulty='{"word_len":4}'), cell_value("rg/sort", 1.0, mass=0.0))
+
+
 def test_an_announcement_comes_back_as_it_went() -> None:
-    original = announcement(identity(3), head=7, name="Zoë's node")
+    original = announcement(identity(3), head=7, name="Zoë's node", values=VALUES)
     assert decode_announcement(encode_announcement(original, identity(3))) == original
 
 
 def test_an_announcements_bytes_are_pinned() -> None:
     data = encode_announcement(announcement(head=7), identity())
     assert hashlib.sha256(data).hexdigest() == "8706fb13db1ff0ac04e08af0c65c699f771ba93e2612f48b298fd5b5c0a2582a"
+    data = encode_announcement(announcement(head=7, values=VALUES), identity())
+    assert hashlib.sha256(data).hexdigest() == "a83fb17510a50a11d7787b58aa4d74d2e9debd82302ae096591697e79d826e2f"
+
+
+def test_a_peer_that_says_nothing_of_its_worth_is_understood() -> None:
+    data = encode_announcement(announcement(head=7), identity())
+    assert not pb.Announcement.FromString(pb.SignedAnnouncement.FromString(data).body).values
+    assert decode_announcement(data) == announcement(head=7)
+
+
+def test_values_for_which_there_is_no_room_are_cut_off_at_the_end() -> None:
+    many = tuple(cell_value("s" * 100, n / 64, difficulty=str(n)) for n in range(64))
+    full = replace(announcement(), addresses=("/a" * 100,), values=many)
+    data = encode_announcement(full, identity())
+    kept = decode_announcement(data)
+    assert kept == replace(full, values=many[: len(kept.values)])
+    assert 5 < len(kept.values) < 64
+    one = 2 + pb.CellValue(source="s" * 100, difficulty="63", value=0.5, mass=1.0).ByteSize()
+    assert MAX_ANNOUNCEMENT_BYTES - one < len(data) <= MAX_ANNOUNCEMENT_BYTES
+    assert encode_announcement(kept, identity()) == data
+
+
+def test_64_short_values_fit() -> None:
+    many = replace(announcement(), values=(cell_value("a", 0.5),) * 64)
+    assert decode_announcement(encode_announcement(many, identity())) == many
 
 
 def test_the_largest_announcement_is_small() -> None:
@@ -345,6 +373,7 @@ def unchecked(original: Announcement) -> bytes:
         model=a.model,
         tokenizer=a.tokenizer,
         issued_at=a.issued_at,
+        values=[pb.CellValue(source=v.source, difficulty=v.difficulty, value=v.value, mass=v.mass) for v in a.values],
     ).SerializeToString(deterministic=True)
     signature = identity().sign(ANNOUNCEMENT_DOMAIN, body)
     return pb.SignedAnnouncement(body=body, signature=signature).SerializeToString()
@@ -365,6 +394,16 @@ def unchecked(original: Announcement) -> bytes:
         (replace(announcement(), issued_at=float("nan")), "issued_at nan"),
         (replace(announcement(), issued_at=float("inf")), "issued_at inf"),
         (replace(announcement(), issued_at=-1.0), "issued_at -1"),
+        (announcement(values=(cell_value("a", 0.5),) * 65), "values 65: must be at most 64"),
+        (announcement(values=(cell_value("a" * 129, 0.5),)), "source of a value characters 129"),
+        (announcement(values=(cell_value("a", 0.5, difficulty="d" * 201),)), "difficulty of a value characters 201"),
+        (announcement(values=(cell_value("a", 0.5, difficulty="\x1b"),)), "difficulty of a value .* must be printable"),
+        (announcement(values=(cell_value("a", 1.5),)), "value 1.5: must be from 0 to 1"),
+        (announcement(values=(cell_value("a", -0.5),)), "value -0.5"),
+        (announcement(values=(cell_value("a", float("nan")),)), "value nan"),
+        (announcement(values=(cell_value("a", 0.5, mass=-1.0),)), "mass of a value -1"),
+        (announcement(values=(cell_value("a", 0.5, mass=float("inf")),)), "mass of a value inf"),
+        (announcement(values=(cell_value("a", 0.5, mass=float("nan")),)), "mass of a value nan"),
     ],
 )
 def test_a_bad_announcement_is_neither_made_nor_read(bad: Announcement, complaint: str) -> None:
@@ -389,7 +428,7 @@ def test_arbitrary_announcements_raise_nothing_but_wire_errors(data: bytes) -> N
 
 @given(st.integers(min_value=0), st.integers(1, 255))
 def test_no_bit_of_an_announcement_can_be_changed_unnoticed(position: int, difference: int) -> None:
-    original = announcement()
+    original = announcement(values=VALUES)
     data = bytearray(encode_announcement(original, identity()))
     data[position % len(data)] ^= difference
     try:

@@ -40,12 +40,13 @@ from swarm.net.streams import PULL, read_frame, write_frame
 from swarm.types import PeerId, Reason, SignedGroup, Verdict
 from swarm.wire.codec import Pull, decode_group, encode_entry, encode_pull
 from swarm.wire.identity import GROUP_DOMAIN, Identity, check_signature
-from tests.builders import MANIFEST, announcement, signed
+from tests.builders import MANIFEST, announcement, cell_value, signed
 
 pytestmark = pytest.mark.network
 
 DEADLINE_S = 20.0
 LISTEN = ("/ip4/127.0.0.1/tcp/0",)
+WORTH = (cell_value("rg/spell", 0.5),)
 DEAD = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWHHaWjRnUXvqY4MZ8R1nqmwn8hiMoeHr5VTVtRyfbrKVE"
 
 
@@ -123,7 +124,7 @@ async def node(
     )
     async with exchange:
         assert exchange.state == "up"
-        await exchange.announce(announcement(identity, name=directory.name))
+        await exchange.announce(announcement(identity, name=directory.name, values=WORTH))
         yield Node(exchange, identity, log, cursors)
 
 
@@ -184,6 +185,7 @@ async def test_two_peers_find_each_other_and_exchange_groups(tmp_path: Path) -> 
         assert indices(await b.receive(1)) == [4]
         [info] = b.exchange.peers()
         assert (info.peer, info.name, info.addresses) == (a.peer, "a", a.exchange.addresses)
+        assert info.values == WORTH
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 

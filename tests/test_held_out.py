@@ -182,6 +182,7 @@ def producer_of(judge: LocalJudge, seed: int) -> Producer:
     )
     return Producer(
         config=config,
+        truncated="scored",
         sampler=TaskSampler(judge.sources, [1.0] * len(judge.sources), tracker, config, seed),
         tracker=tracker,
         judge=judge,

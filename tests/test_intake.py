@@ -27,6 +27,7 @@ def intake_of(journal: Journal, tracker: ValueTracker, me: PeerId | None = None)
         me=me or identity(1).peer_id,
         manifest=MANIFEST,
         limits=Limits(),
+        truncated="scored",
         judge=EchoJudge(),
         journal=journal,
         tracker=tracker,

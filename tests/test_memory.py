@@ -7,7 +7,7 @@ import pytest
 from swarm.net.base import Exchange, GroupLog, LogEntry, Received
 from swarm.net.memory import PAGE, Hub, MemoryExchange, MemoryLog
 from swarm.types import PeerId, Reason, SignedGroup, Verdict
-from tests.builders import announcement, identity, signed
+from tests.builders import announcement, cell_value, identity, signed
 
 A, B, C = (PeerId(name) for name in "ABC")
 
@@ -250,11 +250,12 @@ async def test_peers_are_those_who_announced_themselves_and_are_there() -> None:
     async with hub.join(A, MemoryLog()) as a:
         async with hub.join(B, filled(3)[0]) as b:
             assert list(a.peers()) == []
-            await b.announce(announcement(head=3, name="bee"))
+            await b.announce(announcement(head=3, name="bee", values=(cell_value("rg/spell", 0.5),)))
             await take(a, 3)
             (info,) = a.peers()
             assert (info.peer, info.name, info.last_seen, info.head, info.cursor) == (B, "bee", 42.0, 3, 3)
             assert info.addresses == announcement().addresses
+            assert info.values == (cell_value("rg/spell", 0.5),)
         assert list(a.peers()) == []
 
 

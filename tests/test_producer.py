@@ -77,6 +77,7 @@ async def producing(config: SamplerConfig, max_length: int) -> AsyncIterator[Hea
     tracker = ValueTracker(TrackerConfig())
     producer = Producer(
         config=config,
+        truncated="scored",
         sampler=TaskSampler([OneTask()], [1.0], tracker, config, seed=0),
         tracker=tracker,
         judge=EchoJudge(),

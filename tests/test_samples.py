@@ -8,7 +8,9 @@ from node.algorithms import (
     AdvantageConfig,
     ForeignConfig,
     GrpoAdvantage,
+    GuidanceConfig,
     LearnerConfig,
+    NoGuidance,
     ReceiverBaseline,
     RecOneside,
     SapoPlain,
@@ -111,10 +113,11 @@ def build(
     *batch: Experience,
     advantage: AdvantageConfig = SpoAdvantage(),  # noqa: B008 (frozen)
     foreign: ForeignConfig = ReceiverBaseline(),  # noqa: B008 (frozen)
+    guidance: GuidanceConfig = NoGuidance(),  # noqa: B008 (frozen)
     learner: LearnerConfig = LearnerConfig(),  # noqa: B008 (frozen)
     now: int = 5,
 ) -> RowPlan:
-    return build_rows(batch, ByteCodec(), advantage, foreign, learner, PolicyVersion(now))
+    return build_rows(batch, ByteCodec(), advantage, foreign, guidance, learner, PolicyVersion(now))
 
 
 def test_an_own_rollout_keeps_what_was_sampled():

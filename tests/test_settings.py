@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from node.config import JsonlTasks, NodeConfig, NoExchange, P2PExchange, ReasoningGymTasks, RpcConfig
-from node.settings import FILE_KEYS, check_rpc, load_config, task_specs
+from node.settings import FILE_KEYS, check_rpc, doubts, load_config, task_specs
 from swarm.errors import ConfigError
 from swarm.tasks import make_source
 from swarm.tasks.base import SourceSpec
@@ -333,3 +333,9 @@ def test_an_open_service_is_refused_before_anything_starts(file: Path) -> None:
 def test_half_a_tls_pair(file: Path) -> None:
     assert sentence(file, "rpc.tls_cert=c") == "--set: rpc.tls_key is missing; rpc.tls_cert needs it"
     assert sentence(file, "rpc.tls_key=k") == "--set: rpc.tls_cert is missing; rpc.tls_key needs it"
+
+
+def test_a_truncated_distribution_is_allowed_and_doubted(file: Path) -> None:
+    assert doubts(load_config(file)) == []
+    (doubt,) = doubts(load_config(file, ["sampler.top_p=0.9"]))
+    assert doubt.startswith("sampler.top_p = 0.9: ")

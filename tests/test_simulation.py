@@ -158,3 +158,41 @@ def test_a_request_waits_for_the_step_that_its_lag_names():
         return at, completion.versions[0].version
 
     assert virtual_time.run(main()) == (10, 1)
+
+
+def test_a_rollout_is_of_the_weights_it_was_asked_under_however_late_it_is_sampled():
+    async def main() -> list[tuple[float, int]]:
+        generator, loop = paced(Pace(rollout_s=10.0)), asyncio.get_running_loop()
+
+        async def ask() -> tuple[float, int]:
+            (completion,) = await generator.sample(PROMPT, 1, PARAMS)
+            return loop.time(), completion.versions[0].version
+
+        early = asyncio.create_task(ask())
+        await asyncio.sleep(4)
+        await generator.load(Weights(version=PolicyVersion(1), tensors={}))
+        late = asyncio.create_task(ask())
+        return [await early, await late]
+
+    assert virtual_time.run(main()) == [(10, 0), (14, 1)]
+
+
+def test_requests_that_wait_together_are_sampled_together():
+    class Counting(Stub):
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked_at: list[float] = []
+
+        async def sample(self, prompt: np.ndarray, n: int, params: SamplingParams) -> list[Completion]:
+            self.asked_at.append(asyncio.get_running_loop().time())
+            return await super().sample(prompt, n, params)
+
+    async def main() -> list[float]:
+        engine = Counting()
+        pace = Pace(rollout_s=1.0, spread=1.0)
+        generator = PacedGenerator(engine, pace, np.random.default_rng(0), lambda: None)
+        await asyncio.gather(*(generator.sample(PROMPT, 1, PARAMS) for _ in range(8)))
+        return engine.asked_at
+
+    first = float(np.exp(np.random.default_rng(0).standard_normal(8).min()))
+    assert virtual_time.run(main()) == pytest.approx([first] * 8)

@@ -249,6 +249,24 @@ def test_cells_of_peers_are_bounded():
     assert [difficulty for _, difficulty, *_ in tracker.state()["peer_cells"]] == ["3", "4"]
 
 
+def test_cells_are_listed_by_the_evidence_that_is_left_of_them():
+    tracker = ValueTracker(CONFIG)
+    for difficulty, rewards, version in (("old", [1.0] * 5, 0), ("new", [0.0, 1.0], 8), ("newest", [1.0], 9)):
+        for reward in rewards:
+            tracker.observe(make_task("a", difficulty=difficulty), reward, PolicyVersion(version))
+    now, d = PolicyVersion(10), CONFIG.cell_decay
+    source = (0.5 + 5 * d**10 + d**2 + d) / (1 + 5 * d**10 + 2 * d**2 + d)
+    cells = tracker.cell_values(now, 3)
+    assert [(cell.source, cell.difficulty) for cell in cells] == [
+        ("rg/spell", name) for name in ("new", "old", "newest")
+    ]
+    assert [cell.mass for cell in cells] == pytest.approx([2 * d**2, 5 * d**10, d])
+    assert cells[0].value == pytest.approx((8 * source + d**2) / (8 + 2 * d**2))
+    assert [tracker.cell_value(cell.source, cell.difficulty, now) for cell in cells] == [cell.value for cell in cells]
+    assert tracker.cell_values(now, 2) == cells[:2]
+    assert tracker.cell_value("rg/spell", "other", now) == pytest.approx(source)
+
+
 def test_what_peers_said_survives_json_and_a_state_without_it_opens():
     config = TrackerConfig(peers="prior")
     tracker = ValueTracker(config)

@@ -17,7 +17,14 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from node.algorithms import AdvantageConfig, ForeignConfig, ForeignGateConfig, LearnerConfig, ObjectiveConfig
+from node.algorithms import (
+    AdvantageConfig,
+    ForeignConfig,
+    ForeignGateConfig,
+    GuidanceConfig,
+    LearnerConfig,
+    ObjectiveConfig,
+)
 from node.engine.base import StepReport, Weights
 from node.engine.logprobs import action_logprobs
 from node.engine.policy import Policy
@@ -48,6 +55,7 @@ class PolicyTrainer:
         objective: ObjectiveConfig,
         foreign: ForeignConfig,
         foreign_gate: ForeignGateConfig,
+        guidance: GuidanceConfig,
         learner: LearnerConfig,
         temperature: float,
         autocast: bool = False,
@@ -61,6 +69,7 @@ class PolicyTrainer:
         self._objective = objective
         self._foreign = foreign
         self._gate = ForeignGate(foreign_gate)
+        self._guidance = guidance
         self._learner = learner
         self._temperature = temperature
         self._autocast = autocast
@@ -134,6 +143,7 @@ class PolicyTrainer:
             self._codec,
             self._advantage,
             self._foreign,
+            self._guidance,
             self._learner,
             self._version,
             max_length=getattr(self._model.config, "max_position_embeddings", None),

@@ -27,8 +27,20 @@ class Pace:
     """When the node joins."""
 
 
+@dataclass(slots=True, eq=False)
+class _Request:
+    prompt: np.ndarray
+    n: int
+    params: SamplingParams
+    completions: list[Completion] | None = None
+
+
 class PacedGenerator:
-    """`Generator` over a real one. Sampling costs real time when it is done and virtual time when it is waited for.
+    """`Generator` over a real one, whose rollouts take virtual time.
+
+    How long a request takes does not depend on what comes of it, so it is sampled as late as can be: when the first of
+    those that wait is due, or when their weights are about to be replaced, all of them are one batch. However much
+    their times differ, that costs hardly more than if they came back together.
 
     With `lag` k, batch number b (of `batch_groups` groups, in the order in which they are asked for) is sampled with
     exactly the weights of k steps before it is learned from: its request waits until the learner is that far, however
@@ -54,7 +66,9 @@ class PacedGenerator:
         self._asked = 0
         self._history: list[Weights] = []  # of the last `lag` steps and the present one
         self._steps = 0
+        self._waiting: list[_Request] = []
         self._stepped = asyncio.Condition()
+        self._sampling = asyncio.Lock()
 
     @property
     def max_length(self) -> int:
@@ -66,10 +80,22 @@ class PacedGenerator:
 
     async def sample(self, prompt: np.ndarray, n: int, params: SamplingParams) -> list[Completion]:
         await self._admitted()
-        completions = await self._inner.sample(prompt, n, params)
+        request = _Request(prompt, n, params)
+        self._waiting.append(request)
         slowest = float(np.exp(self._pace.spread * self._rng.standard_normal(n)).max())
         await asyncio.sleep(self._pace.rollout_s * slowest)
-        return completions
+        if request.completions is None:
+            await self._sample_waiting()
+        assert request.completions is not None
+        return request.completions
+
+    async def _sample_waiting(self) -> None:
+        """With the weights of now. A request that is being sampled already is waited for."""
+        async with self._sampling:
+            waiting, self._waiting = self._waiting, []
+            sampled = await asyncio.gather(*(self._inner.sample(r.prompt, r.n, r.params) for r in waiting))
+            for request, completions in zip(waiting, sampled, strict=True):
+                request.completions = completions
 
     async def load(self, weights: Weights) -> None:
         self._on_step()
@@ -79,7 +105,11 @@ class PacedGenerator:
             del self._history[: -1 - (self._lag or 0)]
             self._stepped.notify_all()
         if self._lag is None:
-            await self._inner.load(weights)
+            await self._replace(weights)
+
+    async def _replace(self, weights: Weights) -> None:
+        await self._sample_waiting()
+        await self._inner.load(weights)
 
     @asynccontextmanager
     async def _room(self) -> AsyncIterator[None]:
@@ -105,4 +135,4 @@ class PacedGenerator:
             await self._stepped.wait_for(lambda: self._steps >= wanted)
             newest_first = self._steps - wanted
             weights = self._history[-1 - newest_first]
-        await self._inner.load(weights)
+        await self._replace(weights)

@@ -15,6 +15,7 @@ from node.lab.adversary import Attack
 from node.lab.experiment import Arm
 from node.lab.pace import Pace
 from node.lab.results import Outcome
+from node.lab.scoring import Scoring
 from node.lab.simulation import Member, Setup, simulate
 from node.lab.summary import outcome_of
 from node.lab.worlds import WORLDS, families
@@ -54,6 +55,8 @@ BASE: Tables = {
         "share": {"type": "fixed"},
     },
 }
+#: Knobs that came after results were kept, as they were before. Not among an arm's settings: old results still count.
+IMPLIED: Tables = {"learner": {"truncated": "scored"}, "sampler": {"for_swarm": 0.0}, "guidance": {"type": "none"}}
 #: How fast node i is, relative to the first; two more than four are as fast as the first two.
 SPEEDS = (1.0, 1.3, 0.8, 1.6)
 #: Virtual seconds between the nodes' starts.
@@ -71,8 +74,11 @@ def arm(
     spread: float = 0.0,
     exam_every: int = 20,
     attacks: Sequence[Attack] = (),
+    scoring: Scoring | None = None,
 ) -> Arm:
-    """`tables` are laid over `BASE`; one that names a `type` replaces the base's. `spread`: of response times."""
+    """`tables` are laid over `BASE`; one that names a `type` replaces the base's. `spread`: of response times.
+    `scoring`: how peers answer where they are asked (table `guidance`); None where they are not, and then the settings
+    have no such key: they are those from before there was one, and old results still count."""
     settings: dict[str, Any] = {
         "world": world,
         "nodes": nodes,
@@ -82,7 +88,7 @@ def arm(
         "exam_every": exam_every,
         "attacks": [asdict(attack) for attack in attacks],
         "tables": merged(BASE, tables or {}),
-    }
+    } | ({"scoring": asdict(scoring)} if scoring else {})
     return Arm(name, settings, lambda seed: run(settings, seed))
 
 
@@ -108,11 +114,12 @@ def setup_of(settings: Mapping[str, Any], seed: int) -> Setup:
                 "max_steps": settings["steps"],
                 "policy": {"model": str(model)},
                 "tasks": families(),
-                **settings["tables"],
+                **merged(IMPLIED, settings["tables"]),
             }
         )
         speed = SPEEDS[number % len(SPEEDS)]
         pace = Pace(rollout_s=1.0 / speed, spread=settings["spread"], step_s=0.5 / speed, start_s=START_S * number)
         members.append(Member(config=config, pace=pace, lag=settings["lag"]))
     attacks = [Attack(**attack) for attack in settings["attacks"]]
-    return Setup(members=members, attacks=attacks, exam_every=settings["exam_every"])
+    scoring = Scoring(**settings.get("scoring", {}))
+    return Setup(members=members, attacks=attacks, scoring=scoring, exam_every=settings["exam_every"])

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from node.algorithms import PeerGuidance
 from node.assembly import Hands, Mind, hands_of, trainer_of
 from node.checkpoint import CheckpointStore
 from node.config import NodeConfig, TransformersEngine
@@ -28,6 +29,7 @@ from node.lab.adversary import Attack, adversaries
 from node.lab.exam import Exam, Marks
 from node.lab.journal import MemoryJournal
 from node.lab.pace import Pace, PacedGenerator
+from node.lab.scoring import Guide, Scorer, Scoring, honest, lying
 from node.learning import Learning
 from node.loops import gather, produce, share, train
 from node.metrics import MetricsLog
@@ -39,12 +41,14 @@ from swarm.net import virtual_time
 from swarm.net.base import Exchange
 from swarm.net.memory import Hub
 from swarm.tasks.judge import LocalJudge
-from swarm.types import Announcement, PolicyVersion
+from swarm.types import Announcement, PeerId, PolicyVersion
 from swarm.wire.identity import Identity
 
 #: Unix seconds at virtual time 0.
 EPOCH = 1_800_000_000.0
 JOURNAL_GROUPS = 4096
+#: Virtual seconds between two announcements: about as many steps as in a real swarm.
+HEARTBEAT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +66,8 @@ class Setup:
     members: Sequence[Member]
     attacks: Sequence[Attack] = ()
     """One hostile peer each."""
+    scoring: Scoring = field(default_factory=Scoring)
+    """Of the members whose config has guidance = "peer_scores", by all the others."""
     exam_every: int = 25
     """Steps between two looks at the held-out questions."""
     exam_tasks: int = 48
@@ -120,8 +126,9 @@ async def _simulate(setup: Setup, seed: int) -> SwarmRecord:
     async with AsyncExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="swarm-lab-")))
         exam = await Exam.prepare(judge, setup.exam_tasks, setup.exam_samples)
+        scorers: dict[PeerId, Scorer] = {}
         nodes = [
-            await _open(member, number, seed, setup, exam, judge, manifest, scratch, stack)
+            await _open(member, number, seed, setup, exam, judge, manifest, scratch, stack, scorers)
             for number, member in enumerate(setup.members)
         ]
         hostile = adversaries(setup.attacks, seed, judge, manifest, _wall_clock)
@@ -159,35 +166,30 @@ class _Node:
         groups_in_flight = config.sampler.concurrency or config.pool.own_groups
         async with asyncio.TaskGroup() as group:
             for _ in range(groups_in_flight):
-                group.create_task(produce(hands.producer, self.journal, hands.pool))
-            group.create_task(share(self.journal, exchange, self._announcement, heartbeat_s=60.0))
+                group.create_task(produce(hands.producer, self.journal, hands.pool, exchange))
+            group.create_task(share(self.journal, exchange, self._announcement, heartbeat_s=HEARTBEAT_S))
             group.create_task(gather(exchange, hands.intake, self.journal, hands.pool))
             await train(hands.pool, mind.learning, mind.generator, config.max_steps)
             self.finished.set()
 
     def _announcement(self, head: int) -> Announcement:
-        author = self.hands.author
-        return Announcement(
-            swarm=author.swarm,
-            peer=self.identity.peer_id,
-            addresses=(),
-            epoch=self.journal.epoch,
-            head=head,
-            name=self.member.config.name,
-            model=author.model,
-            tokenizer=author.codec.fingerprint,
-            issued_at=author.wall_clock(),
-        )
+        return self.hands.author.announcement(self.member.config.name, (), self.journal.epoch, head)
 
 
 class _WatchedPool(RolloutPool):
-    """Notes what was expected of every own group, and what came of it."""
+    """Notes what was expected of every own group, and what came of it; has it scored where the node has a guide."""
 
     predictions: list[tuple[float, float]]
+    guide: Guide | None = None
 
     async def put_own(self, experience: Experience) -> None:
         self.predictions.append((experience.value, experience.mean))
-        await super().put_own(experience)
+        await super().put_own(await self.guide.guided(experience) if self.guide else experience)
+
+    def put_foreign(self, experience: Experience) -> None:
+        if self.guide:
+            self.guide.observe(experience)
+        super().put_foreign(experience)
 
 
 async def _open(
@@ -200,8 +202,9 @@ async def _open(
     manifest: Manifest,
     scratch: Path,
     stack: AsyncExitStack,
+    scorers: dict[PeerId, Scorer],
 ) -> _Node:
-    """`seed` and the member's number make everything random about it."""
+    """`seed` and the member's number make everything random about it. `scorers` gets one more: this node."""
     config = member.config.model_copy(update={"seed": _derived(seed, number)})
     loop = asyncio.get_running_loop()
     policy = load_policy(config.policy)
@@ -235,6 +238,10 @@ async def _open(
     hands = hands_of(config, identity, manifest, (judge, judge), journal, mind, _wall_clock)
     pool = _WatchedPool(config.pool, progress.drawing_rng, progress.ledger.counters)
     pool.predictions = record.predictions
+    liar = number >= len(setup.members) - setup.scoring.liars
+    scorers[identity.peer_id] = lying(policy, np.random.default_rng([config.seed, 1])) if liar else honest(policy)
+    if isinstance(config.guidance, PeerGuidance):
+        pool.guide = Guide(scorers, setup.scoring.latency_s)
     record.exams.append(Sitting(0, 0.0, exam.sit(policy, seed)))
     return _Node(
         member=member,

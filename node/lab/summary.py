@@ -30,7 +30,6 @@ def outcome_of(swarm: SwarmRecord) -> Outcome:
     )
     area = _over(nodes, _area)
     rewards = _over(nodes, lambda n: math.fsum(_series(n, "own_reward")))
-    at_start = _over(nodes, lambda n: float(np.mean(_series(n, "own_reward")[:5])))
     steps = _over(nodes, lambda n: len(n.steps))
     summary = {
         "start": start,
@@ -39,7 +38,7 @@ def outcome_of(swarm: SwarmRecord) -> Outcome:
         "area": area,
         "worst": min(_pass(n, LAST) - _pass(n, FIRST) for n in nodes),
         "reward": rewards,
-        "reward_gain": rewards - at_start * steps,
+        "reward_gain": rewards - start * steps,
         "sampled_tokens": _over(nodes, lambda n: n.counters["own_tokens"]),
         "trained_tokens": _over(nodes, _trained_tokens),
         "cost": _over(nodes, lambda n: _costs(n)[-1]),
@@ -64,6 +63,8 @@ def outcome_of(swarm: SwarmRecord) -> Outcome:
 #: Metrics of the learner whose mean over a run is kept.
 WATCHED = (
     "zero_advantage_share",
+    "own_length",
+    "own_truncated_share",
     "own_staleness",
     "log_rho_mean",
     "log_rho_p99",
@@ -75,6 +76,8 @@ WATCHED = (
     "foreign_masked_share",
     "foreign_gated_share",
     "foreign_reward",
+    "guided_share",
+    "guidance",
 )
 
 

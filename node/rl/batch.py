@@ -39,6 +39,8 @@ class MicroBatch:
     """float32 [N], log mu; 0 in rows without it."""
     advantage: Tensor
     """float32 [S]."""
+    guidance: Tensor
+    """float32 [N], what each action's advantage differs from its row's by; 0 in rows without guidance."""
     own: Tensor
     """bool [S]."""
     lengths: Tensor
@@ -82,6 +84,7 @@ def _micro_batch(rows: tuple[TokenRow, ...]) -> MicroBatch:
         action_index.append(np.arange(first, first + len(row.response_ids)))
     lengths = np.array([len(row.response_ids) for row in rows])
     behaviour = [np.zeros(len(row.response_ids)) if row.behaviour is None else row.behaviour for row in rows]
+    guidance = [np.zeros(len(row.response_ids)) if row.guidance is None else row.guidance for row in rows]
     return MicroBatch(
         input_ids=torch.from_numpy(input_ids),
         attention_mask=torch.from_numpy(attention_mask),
@@ -91,6 +94,7 @@ def _micro_batch(rows: tuple[TokenRow, ...]) -> MicroBatch:
         sample=torch.from_numpy(np.repeat(np.arange(len(rows)), lengths)),
         behaviour=torch.from_numpy(np.concatenate(behaviour).astype(np.float32)),
         advantage=torch.tensor([row.advantage for row in rows], dtype=torch.float32),
+        guidance=torch.from_numpy(np.concatenate(guidance).astype(np.float32)),
         own=torch.tensor([row.own for row in rows]),
         lengths=torch.from_numpy(lengths),
         rows=rows,

@@ -118,6 +118,16 @@ def token_chunk_log_ratios(
     return ratios, np.append(ratios, 0.0)[chunk]
 
 
+def spread_chunk_log_ratios(
+    own_logp: np.ndarray, own_byte_lengths: np.ndarray, peer_logp: np.ndarray, peer_byte_lengths: np.ndarray
+) -> np.ndarray:
+    """`chunk_log_ratios`, each in equal parts on our own tokens of its chunk, float64 [T]; 0 on those of a chunk that
+    was left out. Adds up to what they do."""
+    ratios, chunk = _aligned(own_logp, own_byte_lengths, peer_logp, peer_byte_lengths)
+    tokens = np.bincount(chunk, minlength=len(ratios))[: len(ratios)]  # at least 1: a chunk ends where a token does
+    return np.append(ratios / tokens, 0.0)[chunk]
+
+
 def effective_sample_share(weight_sum: float, square_sum: float, count: float) -> float:
     """(sum w)^2 / (n sum w^2) in (0, 1]: which share of n equally weighted samples n weighted ones are worth (Kish)."""
     return weight_sum**2 / (count * square_sum)

@@ -134,7 +134,7 @@ def _select(micro: MicroBatch, logp: Tensor, anchor: Tensor, mask: Tensor) -> To
         logp=logp[mask],
         behaviour=micro.behaviour[mask],
         proximal=anchor[mask],
-        advantage=micro.advantage[sample],
+        advantage=micro.advantage[sample] + micro.guidance[mask],
         sample=sample,
         lengths=micro.lengths,
     )

@@ -47,7 +47,7 @@ class TokenBatch:
     proximal: Tensor
     """float32 [N], log prox, detached."""
     advantage: Tensor
-    """float32 [N], the same for every token of a rollout."""
+    """float32 [N], the rollout's and what guidance adds: of the same sign for every token of a rollout, or 0."""
     sample: Tensor
     """int64 [N], which rollout a token is of, 0..S-1."""
     lengths: Tensor

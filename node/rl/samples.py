@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from node.algorithms import AdvantageConfig, ForeignConfig, LearnerConfig
-from node.experience import Experience
+from node.algorithms import AdvantageConfig, ForeignConfig, GuidanceConfig, LearnerConfig, PeerGuidance
+from node.experience import Experience, PeerScores
 from node.rl.advantage import ADVANTAGES, Outcomes
 from node.rl.foreign import FOREIGN
+from node.rl.guidance import guidance_metrics, token_guidance
 from node.rl.objective import Denominators
 from swarm.types import FinishReason, PeerId, PolicyVersion, Role, Rollout, SampledTokens
 
@@ -57,6 +58,8 @@ class TokenRow:
     staleness: int
     """Own: our policy versions since the oldest one that sampled a token of it. Foreign: since it arrived."""
     truncated: bool
+    guidance: np.ndarray | None = None
+    """float32 [L], what each token's advantage differs by; None where no peer scored the rollout."""
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.response_ids)
@@ -84,6 +87,7 @@ def build_rows(
     codec: TextCodec,
     advantage: AdvantageConfig,
     foreign: ForeignConfig,
+    guidance: GuidanceConfig,
     learner: LearnerConfig,
     now: PolicyVersion,
     max_length: int | None = None,
@@ -96,11 +100,12 @@ def build_rows(
     Raises ValueError for an own group that cannot be trained on (no ids, more than one sampled turn): that is a bug of
     ours. A peer's rollout that cannot be is skipped and counted: it is data.
     """
-    own, values, groups = list[TokenRow](), list[float](), list[int]()
+    own, scores, values, groups = list[TokenRow](), list[PeerScores | None](), list[float](), list[int]()
     for number, experience in enumerate(batch):
         if experience.own:
             rows = _own_rows(experience, codec, now)
-            own += rows
+            own += [row for row, _ in rows]
+            scores += [scored for _, scored in rows]
             values += [experience.value] * len(rows)
             groups += [number] * len(rows)
     outcomes = Outcomes(
@@ -110,13 +115,24 @@ def build_rows(
         lengths=np.array([len(row.response_ids) for row in own], dtype=np.int64),
     )
     estimate = ADVANTAGES[type(advantage)](outcomes, advantage)
-    own = [replace(row, advantage=float(a)) for row, a in zip(own, estimate.values, strict=True)]
+    own = [_credited(*row, guidance) for row in zip(own, estimate.values.tolist(), scores, strict=True)]
     peers = list[TokenRow]()
     room = learner.tokens_per_micro_batch if max_length is None else min(learner.tokens_per_micro_batch, max_length)
     for experience in batch:
         if not experience.own:
             peers += _foreign_rows(experience, codec, estimate.scale, foreign, room, now)
-    return _plan(batch, own, peers, outcomes, estimate.scale, learner.min_advantage)
+    plan = _plan(batch, own, peers, outcomes, estimate.scale, learner.min_advantage)
+    guided = guidance_metrics([row.guidance for row in own]) if isinstance(guidance, PeerGuidance) else {}
+    return replace(plan, metrics=plan.metrics | guided)
+
+
+def _credited(row: TokenRow, advantage: float, scores: PeerScores | None, config: GuidanceConfig) -> TokenRow:
+    """An own row with its advantage, and with what that of its tokens differs by."""
+    if scores is None or not isinstance(config, PeerGuidance):
+        return replace(row, advantage=advantage)
+    assert row.behaviour is not None  # of an own row
+    guidance = token_guidance(row.behaviour, row.byte_lengths, scores, advantage, config)
+    return replace(row, advantage=advantage, guidance=guidance)
 
 
 def _plan(
@@ -160,9 +176,10 @@ def _num_tokens(rows: Sequence[TokenRow]) -> int:
     return sum(len(row.response_ids) for row in rows)
 
 
-def _own_rows(experience: Experience, codec: TextCodec, now: PolicyVersion) -> list[TokenRow]:
-    """Rows without their advantage, of what was scored and sampled to an end."""
+def _own_rows(experience: Experience, codec: TextCodec, now: PolicyVersion) -> list[tuple[TokenRow, PeerScores | None]]:
+    """Rows without their advantage, of what was scored and sampled to an end, each with what a peer thinks of it."""
     rows = []
+    scores = experience.guidance or [None] * len(experience.group.rollouts)
     prompt_ids = codec.prompt(experience.task)
     for index, rollout in enumerate(experience.group.rollouts):
         turn = _single_turn(rollout)
@@ -172,7 +189,8 @@ def _own_rows(experience: Experience, codec: TextCodec, now: PolicyVersion) -> l
             continue
         if turn.sampled.ids is None:
             raise ValueError(f"own group {experience.id}: rollout {index} has no token ids")
-        rows.append(_row(experience, index, turn, prompt_ids, (turn.sampled.ids, turn.sampled.byte_lengths), now))
+        row = _row(experience, index, turn, prompt_ids, (turn.sampled.ids, turn.sampled.byte_lengths), now)
+        rows.append((row, scores[index]))
     return rows
 
 

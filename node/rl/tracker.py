@@ -22,6 +22,7 @@ they stand beside our own evidence, each outcome with a mass of `peer_weight`, a
 from __future__ import annotations
 
 import hashlib
+import heapq
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -29,7 +30,7 @@ from typing import NamedTuple, TypeVar
 
 from node.algorithms import TrackerConfig
 from swarm.errors import CheckpointError
-from swarm.types import PolicyVersion, Task
+from swarm.types import CellValue, PolicyVersion, Task
 
 K = TypeVar("K", bound=Hashable)
 
@@ -59,6 +60,10 @@ class Evidence(NamedTuple):
         weight = decay ** max(0, now - self.version)
         return (prior_mass * prior + weight * self.successes) / (prior_mass + weight * self.mass)
 
+    def mass_at(self, now: int, decay: float) -> float:
+        """What the outcomes are worth at `now`, in outcomes."""
+        return decay ** max(0, now - self.version) * self.mass
+
 
 class ValueTracker:
     """Values in (0, 1) of tasks and sources. A read and an observation cost O(1); reads change nothing.
@@ -76,11 +81,25 @@ class ValueTracker:
 
     def value(self, task: Task, now: PolicyVersion) -> float:
         """Expected reward of `task`, as far as it has been observed."""
-        config, none = self._config, Evidence()
-        cell = self._cells.get(_cell_key(task), none).mean(
-            self._cell_prior(task, now), config.prior_mass, now, config.cell_decay
-        )
-        return self._prompts.get(_prompt_key(task), none).mean(cell, config.prior_mass, now, config.prompt_decay)
+        config = self._config
+        cell = self.cell_value(*_cell_key(task), now)
+        prompt = self._prompts.get(_prompt_key(task), Evidence())
+        return prompt.mean(cell, config.prior_mass, now, config.prompt_decay)
+
+    def cell_value(self, source: str, difficulty: str, now: PolicyVersion) -> float:
+        """Of a source's tasks of one difficulty; what it starts from where none has been observed."""
+        config, key = self._config, (source, difficulty)
+        prior = self._cell_prior(key, now)
+        return self._cells.get(key, Evidence()).mean(prior, config.prior_mass, now, config.cell_decay)
+
+    def cell_values(self, now: PolicyVersion, most: int) -> list[CellValue]:
+        """Of the `most` cells that have most evidence left at `now`, in that order."""
+        decay = self._config.cell_decay
+        masses = {key: evidence.mass_at(now, decay) for key, evidence in self._cells.items()}
+        return [
+            CellValue(source=key[0], difficulty=key[1], value=self.cell_value(*key, now), mass=masses[key])
+            for key in heapq.nlargest(most, masses, key=masses.__getitem__)
+        ]
 
     def observe(self, task: Task, reward: float, version: PolicyVersion) -> None:
         """One own rollout of `task`, begun under `version`, scored `reward` in [0, 1] (partial rewards are fractional
@@ -150,12 +169,12 @@ class ValueTracker:
             raise CheckpointError(f"tracker state: {error!r}") from error
         return tracker
 
-    def _cell_prior(self, task: Task, now: PolicyVersion) -> float:
-        """What the value of `task`'s cell starts from."""
-        config, source = self._config, self.source_value(task.ref.source, now)
+    def _cell_prior(self, key: tuple[str, str], now: PolicyVersion) -> float:
+        """What a cell's value starts from."""
+        config, source = self._config, self.source_value(key[0], now)
         if config.peers != "prior":
             return source
-        peers = self._peer_cells.get(_cell_key(task), Evidence())
+        peers = self._peer_cells.get(key, Evidence())
         return (source + peers.mean(source, config.prior_mass, now, config.cell_decay)) / 2
 
     def _observe_all(self, task: Task, reward: float, version: int, weight: float) -> None:

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from swarm.types import Announcement, PeerId, Reason, Verdict
+from swarm.types import Announcement, CellValue, PeerId, Reason, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -66,6 +66,8 @@ class PeerInfo:
     """Monotonic seconds."""
     head: int
     cursor: int
+    values: tuple[CellValue, ...] = ()
+    """What it says it is worth. Nobody has checked that."""
 
 
 class Exchange(Protocol):

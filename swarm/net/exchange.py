@@ -157,6 +157,7 @@ class P2PExchange:
                 last_seen=last_seen,
                 head=announcement.head,
                 cursor=self._cursor(announcement),
+                values=announcement.values,
             )
             for announcement, last_seen in self._table.alive()
         ]

@@ -150,6 +150,7 @@ class MemoryExchange:
                 last_seen=other._announced_at,
                 head=other._announcement.head,
                 cursor=self._hub.cursor(self.peer_id, other),
+                values=other._announcement.values,
             )
             for other in self._hub.others(self.peer_id)
             if other._announcement is not None

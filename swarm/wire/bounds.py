@@ -42,6 +42,13 @@ def instant(name: str, value: float) -> float:
     return value
 
 
+def between(name: str, value: float, least: float, largest: float) -> float:
+    """From `least` to `largest`; NaN is nowhere."""
+    if not least <= value <= largest:
+        raise WireError(f"{name} {value}: must be from {least:g} to {largest:g}")
+    return value
+
+
 def label(name: str, value: str, max_chars: int = MAX_LABEL_CHARS) -> str:
     """Text that is shown to people: short, and nothing that a terminal would obey (control characters, escapes,
     direction overrides)."""

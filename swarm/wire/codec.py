@@ -1,4 +1,4 @@
-"""Between the vocabulary and bytes. With turns.py the only module that knows the field names of exchange.proto.
+"""Between the vocabulary and bytes. With turns.py and values.py all that knows the field names of exchange.proto.
 
 What is encoded here can be decoded by a peer with the same limits; what is decoded here has been bounded before it was
 parsed and is consistent in its counts. Whether it is true (signature of a group, reward, task) is for `swarm.verify`.
@@ -26,7 +26,7 @@ from swarm.types import (
     SignedGroup,
     TaskRef,
 )
-from swarm.wire import bounds, turns
+from swarm.wire import bounds, turns, values
 from swarm.wire.identity import ANNOUNCEMENT_DOMAIN, GROUP_DOMAIN, Identity, check_signature
 from swarm.wire.v1 import exchange_pb2 as pb
 
@@ -132,7 +132,8 @@ def _bounded_group(group: RolloutGroup) -> RolloutGroup:
 
 
 def encode_announcement(announcement: Announcement, identity: Identity) -> bytes:
-    """Signed, at most MAX_ANNOUNCEMENT_BYTES. Raises WireError if it would be larger or a peer would refuse it."""
+    """Signed, at most MAX_ANNOUNCEMENT_BYTES: with the first of the `values`, as many as there is room for. Raises
+    WireError if it would be larger without any, or a peer would refuse it."""
     a = _bounded_announcement(announcement)
     if a.peer != identity.peer_id:
         raise WireError(f"an announcement of {a.peer} cannot be signed by {identity.peer_id}")
@@ -148,7 +149,10 @@ def encode_announcement(announcement: Announcement, identity: Identity) -> bytes
             model=a.model,
             tokenizer=a.tokenizer,
             issued_at=a.issued_at,
+            values=map(values.value_message, a.values),
         )
+        while message.values and _signed_bytes(message) > MAX_ANNOUNCEMENT_BYTES:
+            del message.values[-1]
         body = message.SerializeToString(deterministic=True)
     signed = pb.SignedAnnouncement(body=body, signature=identity.sign(ANNOUNCEMENT_DOMAIN, body))
     data = signed.SerializeToString(deterministic=True)
@@ -176,10 +180,16 @@ def decode_announcement(data: bytes) -> Announcement:
             model=message.model,
             tokenizer=message.tokenizer,
             issued_at=message.issued_at,
+            values=tuple(map(values.read_value, message.values)),
         )
     )
     check_signature(announcement.peer, ANNOUNCEMENT_DOMAIN, signed.body, signed.signature)
     return announcement
+
+
+def _signed_bytes(message: pb.Announcement) -> int:
+    signature = bytes(bounds.SIGNATURE_BYTES)
+    return pb.SignedAnnouncement(body=message.SerializeToString(), signature=signature).ByteSize()
 
 
 def _bounded_announcement(announcement: Announcement) -> Announcement:
@@ -194,6 +204,9 @@ def _bounded_announcement(announcement: Announcement) -> Announcement:
     bounds.label("model", announcement.model)
     bounds.label("tokenizer", announcement.tokenizer)
     bounds.instant("issued_at", announcement.issued_at)
+    bounds.limit("values", len(announcement.values), values.MAX_CELL_VALUES)
+    for cell in announcement.values:
+        values.bounded_value(cell)
     return announcement
 
 

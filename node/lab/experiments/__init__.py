@@ -23,6 +23,10 @@ EXPERIMENTS: Mapping[str, str] = {
     "novelty": "node.lab.experiments.novelty",
     "poison": "node.lab.experiments.poison",
     "reuse": "node.lab.experiments.reuse",
+    "comparative-advantage": "node.lab.experiments.comparative_advantage",
+    "truncation": "node.lab.experiments.truncation",
+    "ablation": "node.lab.experiments.ablation",
+    "peer-scoring": "node.lab.experiments.peer_scoring",
 }
 
 

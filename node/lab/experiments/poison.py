@@ -15,7 +15,7 @@ HONEST = 2
 HONEST_RATE = 8.0
 #: Identities of the attacker: they cost nothing.
 IDENTITIES = 3
-SHARES = (0.1, 0.3, 0.5)
+ATTACKS = ((0.1, "poisoned"), (0.3, "poisoned"), (0.5, "poisoned"), (0.5, "degenerate"), (0.5, "unfounded"))
 LIKELY, UNLIKELY = -0.01, -20.0
 
 
@@ -39,8 +39,7 @@ ARMS = [
     *(_arm(f"0%:{gate}", [], _gated(gate)) for gate in GATES),
     *(
         _arm(f"{share:.0%}:{body}:{gate}", attacks(body, share), _gated(gate))
-        for share in SHARES
-        for body in BODIES
+        for share, body in ATTACKS
         for gate in GATES
     ),
     *(
@@ -60,12 +59,7 @@ EXPERIMENT = Experiment(
     arms=ARMS,
     comparisons=[
         *(Comparison(f"0%:{gate}", "alone") for gate in GATES),
-        *(
-            Comparison(f"{share:.0%}:{body}:{gate}", f"0%:{gate}")
-            for share in SHARES
-            for body in BODIES
-            for gate in GATES
-        ),
+        *(Comparison(f"{share:.0%}:{body}:{gate}", f"0%:{gate}") for share, body in ATTACKS for gate in GATES),
     ],
     metrics=LEARNED
     | {

@@ -125,8 +125,20 @@ class SignedGroup(_message.Message):
     signature: bytes
     def __init__(self, body: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
+class CellValue(_message.Message):
+    __slots__ = ("source", "difficulty", "value", "mass")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    DIFFICULTY_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    MASS_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    difficulty: str
+    value: float
+    mass: float
+    def __init__(self, source: _Optional[str] = ..., difficulty: _Optional[str] = ..., value: _Optional[float] = ..., mass: _Optional[float] = ...) -> None: ...
+
 class Announcement(_message.Message):
-    __slots__ = ("protocol", "swarm", "peer", "addresses", "epoch", "head", "name", "model", "tokenizer", "issued_at")
+    __slots__ = ("protocol", "swarm", "peer", "addresses", "epoch", "head", "name", "model", "tokenizer", "issued_at", "values")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     SWARM_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
@@ -137,6 +149,7 @@ class Announcement(_message.Message):
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TOKENIZER_FIELD_NUMBER: _ClassVar[int]
     ISSUED_AT_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     swarm: str
     peer: str
@@ -147,7 +160,8 @@ class Announcement(_message.Message):
     model: str
     tokenizer: str
     issued_at: float
-    def __init__(self, protocol: _Optional[int] = ..., swarm: _Optional[str] = ..., peer: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., epoch: _Optional[bytes] = ..., head: _Optional[int] = ..., name: _Optional[str] = ..., model: _Optional[str] = ..., tokenizer: _Optional[str] = ..., issued_at: _Optional[float] = ...) -> None: ...
+    values: _containers.RepeatedCompositeFieldContainer[CellValue]
+    def __init__(self, protocol: _Optional[int] = ..., swarm: _Optional[str] = ..., peer: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., epoch: _Optional[bytes] = ..., head: _Optional[int] = ..., name: _Optional[str] = ..., model: _Optional[str] = ..., tokenizer: _Optional[str] = ..., issued_at: _Optional[float] = ..., values: _Optional[_Iterable[_Union[CellValue, _Mapping]]] = ...) -> None: ...
 
 class SignedAnnouncement(_message.Message):
     __slots__ = ("body", "signature")

@@ -1,0 +1,55 @@
+"""Experiment 10: the default, with one part at a time taken away or changed. A part that shows no gain and guards
+nothing goes."""
+
+from __future__ import annotations
+
+from node.lab.experiment import Comparison, Experiment, Metric
+from node.lab.experiments.common import COSTS, LEARNED, NODES, PASS, STEPS, UNIFORM
+from node.lab.settings import Tables, arm
+
+#: What the other experiments chose.
+DEFAULT: Tables = {"pool": {"own_groups": 8, "foreign_groups": 24, "own_capacity": 8}}
+#: Switched off, a bound is so wide that nothing reaches it.
+NEVER = 1e6
+
+CHANGES: dict[str, Tables] = {
+    "no-peers": {"pool": {"foreign_groups": 0}},
+    "group-baseline": {"advantage": {"type": "grpo"}},
+    "no-mask": {"objective": {"type": "dppo_tv", "delta": NEVER, "cap": 2.0, "squared_log_ratio": 1e-3}},
+    "no-squared-log-ratio": {"objective": {"type": "dppo_tv", "delta": 0.2, "cap": 2.0, "squared_log_ratio": 0.0}},
+    "no-weights": {"objective": {"type": "reinforce"}},
+    "no-veto": {"learner": {"opsm_delta": NEVER}},
+    "no-filter": {"learner": {"min_advantage": 0.0}},
+    "no-warmup": {"learner": {"warmup_steps": 0}},
+    "no-clipping": {"learner": {"grad_clip": NEVER}},
+    "uniform-tasks": {"sampler": UNIFORM},
+    "one-candidate": {"sampler": {"candidates": 1}},
+    "demand-0": {"foreign": {"demand": 0.0}},
+    "peers-failures": {"foreign": {"negatives": 1.0}},
+    "any-share": {"pool": {"peer_share": 1.0}},
+}
+
+
+def _tables(change: Tables) -> Tables:
+    """The default's, with `change`'s keys over them."""
+    return {name: {**DEFAULT.get(name, {}), **change.get(name, {})} for name in {**DEFAULT, **change}}
+
+
+EXPERIMENT = Experiment(
+    name="ablation",
+    version=1,
+    question="Which parts of the default earn their place?",
+    setting=f"{NODES} nodes, each good at a family of its own, {STEPS} steps of 8 own and up to 24 foreign groups.",
+    arms=[
+        arm(name, world="skills", nodes=NODES, steps=STEPS, tables=_tables(change))
+        for name, change in {"default": {}, **CHANGES}.items()
+    ],
+    comparisons=[Comparison(name, "default") for name in CHANGES],
+    metrics=LEARNED
+    | {
+        "entropy": Metric("entropy", ".2f"),
+        "grad_norm": Metric("gradient norm", ".2f", higher_is_better=False),
+    }
+    | COSTS,
+    plots=[PASS],
+)

@@ -1,0 +1,46 @@
+"""Experiment 9: is a stronger peer's view of our own tokens worth a message on the wire?"""
+
+from __future__ import annotations
+
+from node.lab.experiment import Arm, Comparison, Experiment, Metric
+from node.lab.experiments.common import LEARNED, NODES, PASS, STEPS, UNIFORM
+from node.lab.scoring import Scoring
+from node.lab.settings import Tables, arm
+
+WORLDS = ("skills", "tokenizers")
+#: Foreign groups per step, beside 8 own ones.
+FOREIGN = (0, 8)
+GUIDED: Tables = {"guidance": {"type": "peer_scores", "weight": 0.5, "clip": 1.0, "bound": 0.5}}
+HONEST = Scoring(latency_s=1.0)
+LIARS = Scoring(latency_s=1.0, liars=NODES // 2)
+
+
+def _arm(world: str, foreign: int, how: str = "", scoring: Scoring | None = None) -> Arm:
+    pool = {"own_groups": 8, "foreign_groups": foreign, "own_capacity": 8}
+    tables = {"sampler": UNIFORM, "pool": pool, **(GUIDED if scoring else {})}
+    return arm(f"{world}:8+{foreign}{how}", world=world, nodes=NODES, steps=STEPS, tables=tables, scoring=scoring)
+
+
+EXPERIMENT = Experiment(
+    name="peer-scoring",
+    version=1,
+    question="Does a stronger peer's view of our own tokens teach us anything, and what does a lying one spoil?",
+    setting=f"{NODES} nodes, {STEPS} steps of 8 own and up to 8 foreign groups, tasks drawn uniformly; each is good at"
+    " a family of its own (skills), or they have two tokenizers (tokenizers). Own groups are scored by the peer with"
+    " the best rewards on the task's source, if they are above our own value; half of the peers may be liars.",
+    arms=[
+        *(_arm(world, foreign) for world in WORLDS for foreign in FOREIGN),
+        *(_arm(world, foreign, ":scored", HONEST) for world in WORLDS for foreign in FOREIGN),
+        *(_arm(world, 8, ":liars", LIARS) for world in WORLDS),
+    ],
+    comparisons=[
+        *(Comparison(f"{world}:8+{foreign}:scored", f"{world}:8+{foreign}") for world in WORLDS for foreign in FOREIGN),
+        *(Comparison(f"{world}:8+8:liars", f"{world}:8+8{how}") for world in WORLDS for how in ("", ":scored")),
+    ],
+    metrics=LEARNED
+    | {
+        "guided_share": Metric("own rollouts scored", ".0%"),
+        "guidance": Metric("change of a token's advantage", ".2f"),
+    },
+    plots=[PASS],
+)
