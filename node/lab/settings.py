@@ -18,6 +18,7 @@ from node.lab.results import Outcome
 from node.lab.scoring import Scoring
 from node.lab.simulation import Member, Setup, simulate
 from node.lab.summary import outcome_of
+from node.lab.trackers import TRACKERS
 from node.lab.worlds import WORLDS, families
 
 Tables = Mapping[str, Mapping[str, object]]
@@ -75,10 +76,11 @@ def arm(
     exam_every: int = 20,
     attacks: Sequence[Attack] = (),
     scoring: Scoring | None = None,
+    tracker: str = "",
 ) -> Arm:
     """`tables` are laid over `BASE`; one that names a `type` replaces the base's. `spread`: of response times.
-    `scoring`: how peers answer where they are asked (table `guidance`); None where they are not, and then the settings
-    have no such key: they are those from before there was one, and old results still count."""
+    `scoring`: how peers answer where they are asked (table `guidance`). `tracker`: of `TRACKERS`, another one than the
+    node's. What came later has no key in the settings of an arm that does without, so that old results still count."""
     settings: dict[str, Any] = {
         "world": world,
         "nodes": nodes,
@@ -88,7 +90,11 @@ def arm(
         "exam_every": exam_every,
         "attacks": [asdict(attack) for attack in attacks],
         "tables": merged(BASE, tables or {}),
-    } | ({"scoring": asdict(scoring)} if scoring else {})
+    }
+    if scoring:
+        settings["scoring"] = asdict(scoring)
+    if tracker:
+        settings["tracker"] = tracker
     return Arm(name, settings, lambda seed: run(settings, seed))
 
 
@@ -119,7 +125,8 @@ def setup_of(settings: Mapping[str, Any], seed: int) -> Setup:
         )
         speed = SPEEDS[number % len(SPEEDS)]
         pace = Pace(rollout_s=1.0 / speed, spread=settings["spread"], step_s=0.5 / speed, start_s=START_S * number)
-        members.append(Member(config=config, pace=pace, lag=settings["lag"]))
+        tracker = TRACKERS[settings.get("tracker", "ours")]
+        members.append(Member(config=config, pace=pace, lag=settings["lag"], tracker=tracker))
     attacks = [Attack(**attack) for attack in settings["attacks"]]
     scoring = Scoring(**settings.get("scoring", {}))
     return Setup(members=members, attacks=attacks, scoring=scoring, exam_every=settings["exam_every"])

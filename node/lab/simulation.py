@@ -35,6 +35,8 @@ from node.loops import gather, produce, share, train
 from node.metrics import MetricsLog
 from node.pool import RolloutPool
 from node.progress import Progress
+from node.rl.sampler import TaskSampler
+from node.rl.tracker import ValueTracker
 from node.settings import task_specs
 from swarm.manifest import Manifest
 from swarm.net import virtual_time
@@ -59,6 +61,8 @@ class Member:
     pace: Pace
     lag: int | None = None
     """Own rollouts are exactly so many steps old when they are learned from; None for what its pace makes of it."""
+    tracker: type[ValueTracker] = ValueTracker
+    """Another one, to compare with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +213,10 @@ async def _open(
     loop = asyncio.get_running_loop()
     policy = load_policy(config.policy)
     progress = Progress(config, policy, judge.sources, None)
+    if member.tracker is not ValueTracker:
+        progress.tracker = member.tracker(config.tracker)
+        weights = [task.weight for task in config.tasks]
+        progress.sampler = TaskSampler(judge.sources, weights, progress.tracker, config.sampler, config.seed)
     trainer = await stack.enter_async_context(trainer_of(config, policy, None, PolicyVersion(0)))
     record = NodeRecord(name=config.name)
     generator = await stack.enter_async_context(_generator(config, policy, progress))

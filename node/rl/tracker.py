@@ -82,8 +82,8 @@ class ValueTracker:
     def value(self, task: Task, now: PolicyVersion) -> float:
         """Expected reward of `task`, as far as it has been observed."""
         config = self._config
-        cell = self.cell_value(*_cell_key(task), now)
-        prompt = self._prompts.get(_prompt_key(task), Evidence())
+        cell = self.cell_value(*cell_key(task), now)
+        prompt = self._prompts.get(prompt_key(task), Evidence())
         return prompt.mean(cell, config.prior_mass, now, config.prompt_decay)
 
     def cell_value(self, source: str, difficulty: str, now: PolicyVersion) -> float:
@@ -117,7 +117,7 @@ class ValueTracker:
             self._observe_all(task, reward, version, weight)
         else:
             self._observe(self._peer_sources, task.ref.source, reward, version, decay, weight)
-            self._observe(self._peer_cells, _cell_key(task), reward, version, decay, weight)
+            self._observe(self._peer_cells, cell_key(task), reward, version, decay, weight)
 
     def source_value(self, source: str, now: PolicyVersion) -> float:
         """Of one source; 0.5 where nothing has been observed."""
@@ -181,8 +181,8 @@ class ValueTracker:
         config, source = self._config, task.ref.source
         known = self._sources.get(source, Evidence())
         self._sources[source] = known.observe(reward, version, config.cell_decay, weight)
-        self._observe(self._cells, _cell_key(task), reward, version, config.cell_decay, weight)
-        self._observe(self._prompts, _prompt_key(task), reward, version, config.prompt_decay, weight)
+        self._observe(self._cells, cell_key(task), reward, version, config.cell_decay, weight)
+        self._observe(self._prompts, prompt_key(task), reward, version, config.prompt_decay, weight)
 
     def _observe(
         self, known: OrderedDict[K, Evidence], key: K, reward: float, version: int, decay: float, weight: float
@@ -199,11 +199,12 @@ def _check(task: Task, reward: float) -> None:
         raise ValueError(f"reward of {task.ref} is {reward}: it must be in [0, 1]")
 
 
-def _cell_key(task: Task) -> tuple[str, str]:
+def cell_key(task: Task) -> tuple[str, str]:
+    """Source and difficulty."""
     return task.ref.source, task.difficulty
 
 
-def _prompt_key(task: Task) -> str:
+def prompt_key(task: Task) -> str:
     """By text, not by reference: the same question at another seed or index is the same prompt."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(task.ref.source.encode())
