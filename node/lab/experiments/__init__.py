@@ -16,6 +16,7 @@ EXPERIMENTS: Mapping[str, str] = {
     "sharing-sizes": "node.lab.experiments.sharing_sizes",
     "sharing-tokenizers": "node.lab.experiments.sharing_tokenizers",
     "single-stream": "node.lab.experiments.single_stream",
+    "group-size": "node.lab.experiments.group_size",
     "tracker": "node.lab.experiments.tracker",
     "peers-in-tracker": "node.lab.experiments.peers_in_tracker",
     "staleness": "node.lab.experiments.staleness",
