@@ -1,4 +1,5 @@
-"""Every knob of a node on one page. TOML in, frozen models out; an unknown key is an error that names its neighbour.
+"""Every knob of a node but those of its algorithms (`node/algorithms.py`) on one page. TOML in, frozen models out; an
+unknown key is an error that names its neighbour.
 
 Variants are tagged unions: the table's `type` says which one it is, and the table then has that variant's keys only.
 Loading, overrides and error sentences are in `node/settings.py`. Defaults come from algorithms chosen for full
