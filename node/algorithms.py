@@ -178,7 +178,7 @@ class ChunkAligned(Table):
 
 class RecOneside(Table):
     type: Literal["rec_oneside"] = "rec_oneside"
-    """REC-OneSide-NoIS around our own snapshot, attenuated by how likely the text is to us (algorithm sheet 10.4 B)."""
+    """REC-OneSide-NoIS around our own snapshot, attenuated by how likely the text is to us."""
     low: Fraction = 0.2
     high: PositiveFloat = 0.28
     floor: Fraction = 0.8

@@ -282,11 +282,11 @@ class AlarmsConfig(Table):
     log_rho_p99: NonNegativeFloat = 3.0
     """Above: its 99 % quantile, in nats (ours; at most 2.0 in those runs)."""
     masked_share: Fraction = 0.2
-    """Above: own tokens that the objective masks (algorithm sheet 10.7)."""
+    """Above: own tokens that the objective masks."""
     opsm_share: Fraction = 0.1
     """Above: own rollouts vetoed by OPSM, which is there for catastrophes (ours; at most 0.04 in those runs)."""
     ess_share: Fraction = 0.3
-    """Below: effective sample share of own tokens (algorithm sheet 10.7)."""
+    """Below: effective sample share of own tokens."""
     entropy_low: Fraction = 0.1
     """Below, relative: entropy (after arXiv 2505.22617: with 94 % of it gone, 93 % of the gain has been made)."""
     entropy_high: NonNegativeFloat = 2.0

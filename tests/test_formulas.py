@@ -1,8 +1,7 @@
 """The formulas that the methods stand or fall with: which test pins each one, and those that no other file has.
 
-Two of the sheet's sixteen belong to a value model and to a pairwise loss, which this node does not have (EGAE, which
-equals GAE on a complete trajectory; CoPG, whose gradient at the reference policy is RLOO's), and one to a rule that it
-does not have (TOPR, where positives weigh 1 whatever their ratio): there is nothing here to test of them.
+Not here, because the node has no such method: EGAE (equals GAE on a complete trajectory; wants a value model), CoPG (at
+the reference policy its gradient is RLOO's; a pairwise loss) and TOPR (positives weigh 1 whatever their ratio).
 """
 
 from __future__ import annotations
