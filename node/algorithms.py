@@ -308,10 +308,11 @@ ShareConfig = Annotated[FixedShare | ScheduledShare | UsefulShare | GuardedShare
 
 
 class PoolConfig(Table):
-    own_groups: PositiveInt = 4
+    own_groups: PositiveInt = 8
     """I: own groups per step."""
-    foreign_groups: NonNegativeInt = 4
-    """J: at most so many of peers' groups per step; never waited for."""
+    foreign_groups: NonNegativeInt = 24
+    """J: at most so many of peers' groups per step, and at most as many tokens as own ones; never waited for. Three
+    times I was worth twice I's gain (docs/experiments/sharing-skills.md)."""
     share: ShareConfig = FixedShare()
     """How many of those J a step really takes."""
     own_capacity: PositiveInt = 16

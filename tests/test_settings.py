@@ -308,7 +308,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 
 def test_a_pool_that_can_never_fill_a_step(file: Path) -> None:
     assert sentence(file, "pool.own_capacity=3") == (
-        "--set: pool.own_capacity = 3 is not allowed; it must be at least pool.own_groups (4), or no step is ever made"
+        "--set: pool.own_capacity = 3 is not allowed; it must be at least pool.own_groups (8), or no step is ever made"
     )
 
 
