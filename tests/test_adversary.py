@@ -10,7 +10,8 @@ import pytest
 from node.lab.adversary import BODIES, MARKER, Adversary, Attack
 from node.lab.experiments.poison import HONEST, HONEST_RATE, attacks
 from node.lab.journal import MemoryJournal
-from node.lab.simulation import EPOCH, Setup, simulate
+from node.lab.member import EPOCH
+from node.lab.simulation import Setup, simulate
 from node.seed.demonstrations import DEMO_FAMILIES
 from swarm.limits import Limits
 from swarm.manifest import Manifest

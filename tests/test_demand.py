@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from node.algorithms import TrackerConfig
 from node.config import NodeConfig, SamplerConfig
+from node.lab.member import Member, NodeRecord
 from node.lab.pace import Pace
-from node.lab.simulation import Member, NodeRecord, Setup, simulate
+from node.lab.simulation import Setup, simulate
 from node.rl.demand import Demand, announced_values
 from node.rl.sampler import MAX_MEMBERS, TaskSampler
 from node.rl.tracker import ValueTracker

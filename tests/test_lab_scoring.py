@@ -14,10 +14,11 @@ from node.config import NodeConfig, PolicyConfig
 from node.engine.policy import Policy, load_policy
 from node.experience import Experience, PeerScores
 from node.lab.experiments.peer_scoring import EXPERIMENT
+from node.lab.member import Member, NodeRecord
 from node.lab.pace import Pace
 from node.lab.scoring import Guide, Scoring, honest, lying
 from node.lab.settings import run
-from node.lab.simulation import Member, NodeRecord, Setup, simulate
+from node.lab.simulation import Setup, simulate
 from node.lab.worlds import WORLDS
 from swarm.net import virtual_time
 from swarm.types import FinishReason, GroupId, PeerId, PolicyVersion, SamplingParams

@@ -11,8 +11,9 @@ import pytest
 
 from node.config import NodeConfig
 from node.engine.base import Completion, Weights
+from node.lab.member import Member, NodeRecord
 from node.lab.pace import Pace, PacedGenerator
-from node.lab.simulation import Member, NodeRecord, Setup, simulate
+from node.lab.simulation import Setup, simulate
 from node.lab.summary import outcome_of
 from swarm.net import virtual_time
 from swarm.types import FinishReason, PolicyVersion, SamplingParams, VersionSpan

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -143,9 +143,3 @@ class Adversary:
                 return await self._judge.task(ref)
             except TaskError:
                 continue
-
-
-def adversaries(
-    attacks: Sequence[Attack], seed: int, judge: LocalJudge, manifest: Manifest, wall_clock: Callable[[], float]
-) -> list[Adversary]:
-    return [Adversary(attack, i, seed, judge, manifest, wall_clock) for i, attack in enumerate(attacks)]

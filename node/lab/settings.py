@@ -13,10 +13,11 @@ from typing import Any
 from node.config import NodeConfig
 from node.lab.adversary import Attack
 from node.lab.experiment import Arm
+from node.lab.member import Member
 from node.lab.pace import Pace
 from node.lab.results import Outcome
 from node.lab.scoring import Scoring
-from node.lab.simulation import Member, Setup, simulate
+from node.lab.simulation import Setup, simulate
 from node.lab.summary import outcome_of
 from node.lab.trackers import TRACKERS
 from node.lab.worlds import WORLDS, families

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from node.lab.member import NodeRecord
 from node.lab.results import Outcome, Record
-from node.lab.simulation import NodeRecord, SwarmRecord
+from node.lab.simulation import SwarmRecord
 
 #: Exams at the end of a run whose mean is the final pass rate: one alone has a standard error of 0.01 over four nodes.
 FINAL_EXAMS = 3
