@@ -308,16 +308,16 @@ ShareConfig = Annotated[FixedShare | ScheduledShare | UsefulShare | GuardedShare
 
 
 class PoolConfig(Table):
-    own_groups: PositiveInt = 8
+    own_groups: PositiveInt = 32
     """I: own groups per step."""
-    foreign_groups: NonNegativeInt = 24
+    foreign_groups: NonNegativeInt = 96
     """J: at most so many of peers' groups per step, and at most as many tokens as own ones; never waited for. Three
     times I was worth twice I's gain (docs/experiments/sharing-skills.md)."""
     share: ShareConfig = FixedShare()
     """How many of those J a step really takes."""
-    own_capacity: PositiveInt = 16
+    own_capacity: PositiveInt = 64
     """Own groups waiting; the generator waits when it is full."""
-    foreign_capacity: PositiveInt = 256
+    foreign_capacity: PositiveInt = 1024
     """Peers' groups waiting; the oldest is dropped when it is full."""
     max_lag: PositiveInt = 8
     """Own groups older than so many policy versions are dropped at the draw."""

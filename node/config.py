@@ -139,8 +139,9 @@ TaskConfig = Annotated[ReasoningGymTasks | ArithmeticTasks | JsonlTasks | Plugin
 
 
 class SamplerConfig(Table):
-    group_size: PositiveInt = 8
-    """Rollouts per task."""
+    group_size: PositiveInt = 2
+    """Rollouts per task. With a value tracker few are best (docs/experiments/group-size.md); advantages that compare
+    within the group (grpo, rloo, dr_grpo) want 4 or more. Each group has its prompt encoded, is signed and checked."""
     concurrency: NonNegativeInt = 0
     """Groups in flight; 0 for as many as keep the engine full."""
     temperature: PositiveFloat = 1.0

@@ -61,7 +61,7 @@ def test_solo_and_local_learn_the_same_tasks() -> None:
 
 def test_a_file_and_defaults(file: Path) -> None:
     config = load_config(file)
-    assert (config.name, config.learner.lr, config.sampler.group_size) == ("a", 1e-3, 8)
+    assert (config.name, config.learner.lr, config.sampler.group_size) == ("a", 1e-3, 2)
     assert config.tasks == (ReasoningGymTasks(name="spell_backward"),)
 
 
@@ -308,7 +308,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 
 def test_a_pool_that_can_never_fill_a_step(file: Path) -> None:
     assert sentence(file, "pool.own_capacity=3") == (
-        "--set: pool.own_capacity = 3 is not allowed; it must be at least pool.own_groups (8), or no step is ever made"
+        "--set: pool.own_capacity = 3 is not allowed; it must be at least pool.own_groups (32), or no step is ever made"
     )
 
 
