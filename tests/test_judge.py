@@ -269,7 +269,10 @@ async def test_more_text_than_a_message_may_have_is_not_scored(judge: ProcessJud
     ("spec", "message"),
     [
         (hostile("refused"), "^this one refuses:   everything$"),
-        (SourceSpec(type="gym", name="x"), r"task type 'gym' is unknown; it is one of 'reasoning_gym', 'jsonl'"),
+        (
+            SourceSpec(type="gym", name="x"),
+            r"task type 'gym' is unknown; it is one of 'reasoning_gym', 'arithmetic', 'jsonl'",
+        ),
         (SourceSpec(type="nowhere:Source", name="x"), "task type 'nowhere:Source' cannot be imported"),
         (SourceSpec(type="hostile_tasks:HANGING", name="x"), "is a int, not something that makes a source"),
         (SourceSpec(type="reasoning_gym", name="spell_backwards"), "nearest are spell_backward"),
