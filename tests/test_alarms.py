@@ -423,12 +423,10 @@ async def test_an_alarm_is_counted_shown_written_down_and_said_once(
         *[("log_rho_mean log_rho_p99", 2.0)] * 2,
         *[("", 0.0)] * 2,
     ]
-    said = [
-        (record.levelname, record.getMessage()) for record in caplog.records if "log_rho_mean" in record.getMessage()
-    ]
+    said = [(record.levelno, record.getMessage()) for record in caplog.records if "log_rho_mean" in record.getMessage()]
     assert said == [
-        ("WARNING", f"alarm log_rho_mean: {shown.alarms[0].text}"),
-        ("INFO", "alarm log_rho_mean is over; it began at step 1"),
+        (logging.WARNING, f"alarm log_rho_mean: {shown.alarms[0].text}"),
+        (logging.INFO, "alarm log_rho_mean is over; it began at step 1"),
     ]
 
 
