@@ -239,6 +239,7 @@ def producer(config: NodeConfig, policy: Policy, judge: ProcessJudge, generator:
     running.set()
     return Producer(
         config=config.sampler,
+        truncated=config.learner.truncated,
         sampler=TaskSampler(judge.sources, [1.0 for _ in judge.sources], tracker, config.sampler, config.seed),
         tracker=tracker,
         judge=judge,
