@@ -4,17 +4,28 @@ nothing goes."""
 from __future__ import annotations
 
 from node.lab.experiment import Comparison, Experiment, Metric
-from node.lab.experiments.common import COSTS, LEARNED, NODES, PASS, STEPS, UNIFORM
+from node.lab.experiments.common import COSTS, LEARNED, NODES, PASS, UNIFORM
 from node.lab.settings import Tables, arm
 
 #: What the other experiments chose.
-DEFAULT: Tables = {"pool": {"own_groups": 8, "foreign_groups": 24, "own_capacity": 8}}
+DEFAULT: Tables = {
+    "sampler": {"group_size": 2},
+    "pool": {"own_groups": 32, "foreign_groups": 96, "own_capacity": 32, "foreign_capacity": 1024},
+}
+#: Shorter than elsewhere: with so many groups a step takes twice as long.
+STEPS = 100
 #: Switched off, a bound is so wide that nothing reaches it.
 NEVER = 1e6
 
 CHANGES: dict[str, Tables] = {
     "no-peers": {"pool": {"foreign_groups": 0}},
-    "group-baseline": {"advantage": {"type": "grpo"}},
+    # groups of two hardly ever have a mean to compare with
+    "group-baseline": {
+        "advantage": {"type": "grpo"},
+        "sampler": {"group_size": 4},
+        "pool": {"own_groups": 16, "foreign_groups": 48},
+    },
+    "groups-of-4": {"sampler": {"group_size": 4}, "pool": {"own_groups": 16, "foreign_groups": 48}},
     "no-mask": {"objective": {"type": "dppo_tv", "delta": NEVER, "cap": 2.0, "squared_log_ratio": 1e-3}},
     "no-squared-log-ratio": {"objective": {"type": "dppo_tv", "delta": 0.2, "cap": 2.0, "squared_log_ratio": 0.0}},
     "no-weights": {"objective": {"type": "reinforce"}},
@@ -39,12 +50,16 @@ EXPERIMENT = Experiment(
     name="ablation",
     version=1,
     question="Which parts of the default earn their place?",
-    setting=f"{NODES} nodes, each good at a family of its own, {STEPS} steps of 8 own and up to 24 foreign groups.",
+    setting=f"{NODES} nodes, each good at a family of its own, {STEPS} steps of 32 own groups of 2 and up to"
+    " 96 foreign ones.",
     arms=[
         arm(name, world="skills", nodes=NODES, steps=STEPS, tables=_tables(change))
         for name, change in {"default": {}, **CHANGES}.items()
     ],
-    comparisons=[Comparison(name, "default") for name in CHANGES],
+    comparisons=[
+        *(Comparison(name, "default") for name in CHANGES),
+        Comparison("group-baseline", "groups-of-4"),
+    ],
     metrics=LEARNED
     | {
         "entropy": Metric("entropy", ".2f"),
