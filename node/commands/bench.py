@@ -26,9 +26,9 @@ result yet is run. EXPERIMENT is a name from --list, or a module of yours with a
 EPILOG = """\
 examples:
   swarm-node bench learn --list                          every question, and how many runs are done
-  swarm-node bench learn lag --screen                    a first look: the screening seeds only
-  swarm-node bench learn lag --arms 'lag=*' --seeds 3    some arms, the first three seeds
-  swarm-node bench learn lag --report --write-docs       nothing is run; the page is written anew
+  swarm-node bench learn mix --screen                    a first look: the screening seeds only
+  swarm-node bench learn mix --arms '4+4:*' --seeds 3    some arms, the first three seeds
+  swarm-node bench learn mix --report --write-docs       nothing is run; the page is written anew
 
 Interrupted or not, what is finished is kept, and the same command goes on. Run twice at
 the same time, the two share the work.
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     seeds = learn.add_mutually_exclusive_group()
     seeds.add_argument("--seeds", metavar="N", type=_positive, help="only the first N seeds of those that decide")
     seeds.add_argument("--screen", action="store_true", help="the screening seeds instead of those that decide")
-    learn.add_argument("--arms", metavar="GLOB", default="*", help="run these arms only ('lag=*')")
+    learn.add_argument("--arms", metavar="GLOB", default="*", help="run these arms only ('4+4:*')")
     learn.add_argument(
         "--processes",
         metavar="N",
