@@ -16,7 +16,6 @@ from node.engine.trainer import PolicyTrainer
 from node.intake import Intake
 from node.journal import GroupJournal
 from node.learning import Learning
-from node.pool import RolloutPool
 from node.producer import Author, Producer
 from node.progress import Progress
 from node.rl.demand import announced_values
@@ -41,10 +40,9 @@ class Mind:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Hands:
-    """What makes experience, takes it in, and holds it until it is learned from."""
+    """What makes experience, and takes it in."""
 
     author: Author
-    pool: RolloutPool
     producer: Producer
     intake: Intake
 
@@ -113,5 +111,4 @@ def hands_of(
         ledger=progress.ledger,
         wall_clock=wall_clock,
     )
-    pool = RolloutPool(config.pool, progress.drawing_rng, progress.ledger.counters)
-    return Hands(author=author, pool=pool, producer=producer, intake=intake)
+    return Hands(author=author, producer=producer, intake=intake)

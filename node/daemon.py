@@ -27,6 +27,7 @@ from node.journal import Journal
 from node.learning import Learning
 from node.metrics import MetricsLog
 from node.operated import RunningNode
+from node.pool import RolloutPool
 from node.progress import SAMPLING_RNG, Progress
 from node.rpc import RpcServer
 from node.settings import doubts, task_specs
@@ -145,7 +146,7 @@ def _assemble(
         config=config,
         author=hands.author,
         journal=journal,
-        pool=hands.pool,
+        pool=RolloutPool(config.pool, progress.drawing_rng, progress.ledger.counters),
         producer=hands.producer,
         intake=hands.intake,
         exchange=exchange,

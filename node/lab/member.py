@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +107,7 @@ class SimulatedNode:
     identity: Identity
     mind: Mind
     hands: Hands
+    pool: RolloutPool
     journal: MemoryJournal
     record: NodeRecord
     finished: asyncio.Event = field(default_factory=asyncio.Event)
@@ -119,14 +120,14 @@ class SimulatedNode:
             await self._loops(exchange)
 
     async def _loops(self, exchange: Exchange) -> None:
-        config, mind, hands = self.member.config, self.mind, self.hands
+        config, mind, hands, pool = self.member.config, self.mind, self.hands, self.pool
         groups_in_flight = config.sampler.concurrency or config.pool.own_groups
         async with asyncio.TaskGroup() as group:
             for _ in range(groups_in_flight):
-                group.create_task(produce(hands.producer, self.journal, hands.pool, exchange))
+                group.create_task(produce(hands.producer, self.journal, pool, exchange))
             group.create_task(share(self.journal, exchange, self._announcement, heartbeat_s=HEARTBEAT_S))
-            group.create_task(gather(exchange, hands.intake, self.journal, hands.pool))
-            await train(hands.pool, mind.learning, mind.generator, config.max_steps)
+            group.create_task(gather(exchange, hands.intake, self.journal, pool))
+            await train(pool, mind.learning, mind.generator, config.max_steps)
             self.finished.set()
 
     def _announcement(self, head: int) -> Announcement:
@@ -153,7 +154,8 @@ async def open_member(member: Member, number: int, around: Surroundings, *, lies
         member=member,
         identity=identity,
         mind=mind,
-        hands=replace(hands, pool=pool),
+        hands=hands,
+        pool=pool,
         journal=journal,
         record=record,
     )

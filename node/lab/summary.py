@@ -25,18 +25,14 @@ TRAINING_COST = 3.0
 def outcome_of(swarm: SwarmRecord) -> Outcome:
     """Means over nodes, each counting the same."""
     nodes = swarm.nodes
-    start, final = (
-        _over(nodes, lambda n: _pass(n, slice(0, 1))),
-        _over(nodes, lambda n: _pass(n, slice(-FINAL_EXAMS, None))),
-    )
-    area = _over(nodes, _area)
+    start, final = _over(nodes, lambda n: _pass(n, FIRST)), _over(nodes, lambda n: _pass(n, LAST))
     rewards = _over(nodes, lambda n: math.fsum(_series(n, "own_reward")))
     steps = _over(nodes, lambda n: len(n.steps))
     summary = {
         "start": start,
         "final": final,
         "gain": final - start,
-        "area": area,
+        "area": _over(nodes, _area),
         "worst": min(_pass(n, LAST) - _pass(n, FIRST) for n in nodes),
         "reward": rewards,
         "reward_gain": rewards - start * steps,
