@@ -20,6 +20,7 @@ from node.producer import Author, Producer
 from node.progress import Progress
 from node.rl.demand import announced_values
 from swarm.manifest import Manifest
+from swarm.membership import Membership
 from swarm.tasks.base import Judge
 from swarm.types import PolicyVersion
 from swarm.wire.identity import Identity
@@ -69,6 +70,7 @@ def hands_of(
     config: NodeConfig,
     identity: Identity,
     manifest: Manifest,
+    membership: Membership,
     judges: tuple[Judge, Judge],
     journal: GroupJournal,
     mind: Mind,
@@ -79,7 +81,7 @@ def hands_of(
     judge, foreign_judge = judges
     author = Author(
         identity=identity,
-        swarm=manifest.id,
+        membership=membership,
         model=progress.fingerprint,
         codec=mind.policy.codec,
         sampling=config.sampler.params,
@@ -102,6 +104,7 @@ def hands_of(
     intake = Intake(
         me=identity.peer_id,
         manifest=manifest,
+        membership=membership,
         limits=config.limits,
         truncated=config.learner.truncated,
         judge=foreign_judge,

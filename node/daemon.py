@@ -32,6 +32,7 @@ from node.progress import SAMPLING_RNG, Progress
 from node.rpc import RpcServer
 from node.settings import doubts, task_specs
 from swarm.manifest import Manifest
+from swarm.membership import Membership
 from swarm.net.base import Exchange
 from swarm.net.exchange import P2PExchange
 from swarm.net.memory import Hub
@@ -41,8 +42,8 @@ from swarm.wire.identity import Identity
 
 log = logging.getLogger(__name__)
 
-#: (identity, id of the swarm, journal) -> the exchange, open as long as its context is.
-Join = Callable[[Identity, str, Journal], AbstractAsyncContextManager[Exchange]]
+#: (identity, who is in the swarm, journal) -> the exchange, open as long as its context is.
+Join = Callable[[Identity, Membership, Journal], AbstractAsyncContextManager[Exchange]]
 
 
 def run(config: NodeConfig) -> int:
@@ -80,9 +81,10 @@ async def open_node(
     # Strangers' texts are judged apart: what they make hang holds up nothing of ours.
     foreign_judge = await stack.enter_async_context(ProcessJudge(specs, timeout_s=config.foreign_score_timeout_s))
     manifest = Manifest.of(config.swarm.name, judge.sources)
+    membership = Membership(swarm=manifest.id)
     mind, metrics_log = await _open_mind(config, stack, data, judge)
-    exchange = await stack.enter_async_context((join or _exchange(config, data))(identity, manifest.id, journal))
-    hands = hands_of(config, identity, manifest, (judge, foreign_judge), journal, mind)
+    exchange = await stack.enter_async_context((join or _exchange(config, data))(identity, membership, journal))
+    hands = hands_of(config, identity, manifest, membership, (judge, foreign_judge), journal, mind)
     node = _assemble(config, journal, judge, mind, hands, exchange, metrics_log, stopping)
     rpc = await stack.enter_async_context(RpcServer(config.rpc, node))
     stack.enter_context(data.serving(rpc.address))
@@ -170,14 +172,14 @@ def _assemble(
 
 
 def _exchange(config: NodeConfig, data: DataDirectory) -> Join:
-    def join(identity: Identity, swarm: str, journal: Journal) -> AbstractAsyncContextManager[Exchange]:
+    def join(identity: Identity, membership: Membership, journal: Journal) -> AbstractAsyncContextManager[Exchange]:
         if isinstance(config.exchange, NoExchange):
             return Hub().join(identity.peer_id, journal)
         return P2PExchange(
             config.exchange,
             identity=identity,
             identity_path=data.identity,
-            swarm=swarm,
+            membership=membership,
             log=journal,
             cursors=journal,
             limits=config.limits,

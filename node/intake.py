@@ -12,6 +12,7 @@ from node.ledger import Ledger
 from node.rl.tracker import ValueTracker
 from swarm.limits import Limits
 from swarm.manifest import Manifest
+from swarm.membership import Membership
 from swarm.net.base import Received
 from swarm.tasks.base import Judge
 from swarm.types import PeerId, PolicyVersion
@@ -26,6 +27,7 @@ class Intake:
         *,
         me: PeerId,
         manifest: Manifest,
+        membership: Membership,
         limits: Limits,
         truncated: Truncated,
         judge: Judge,
@@ -37,6 +39,7 @@ class Intake:
     ) -> None:
         self._me = me
         self._manifest = manifest
+        self._membership = membership
         self._limits = limits
         self._truncated: Truncated = truncated
         self._judge = judge
@@ -53,6 +56,7 @@ class Intake:
             me=self._me,
             judge=self._judge,
             manifest=self._manifest,
+            membership=self._membership,
             limits=self._limits,
             known=self._journal.known,
             now=self._wall_clock(),

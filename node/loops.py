@@ -50,9 +50,11 @@ async def gather(exchange: Exchange, intake: Intake, journal: GroupJournal, pool
     """Peers' groups -> journal, pool, if they pass. Waits for a peer to have something; never for a particular one."""
     async for received in exchange.receive():
         findings, judged = await intake.judge(received)
-        exchange.blame(findings.origin, findings.verdict)
-        if judged and await journal.append(judged.signed, judged.experience.scores, own=False):
+        if judged is None:
+            exchange.blame(findings.origin, findings.verdict)
+        elif await journal.append(judged.signed, judged.experience.scores, own=False):
             pool.put_foreign(judged.experience)
+            exchange.thank(received, judged.signed, judged.experience.use)
 
 
 async def train(pool: RolloutPool, learning: Learning, generator: Generator, max_steps: int) -> None:

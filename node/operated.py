@@ -109,7 +109,7 @@ class RunningNode:
             version=VERSION,
             state=self.state,
             uptime_s=time.monotonic() - self.started,
-            swarm=self.author.swarm,
+            swarm=self.author.membership.swarm,
             addresses=self.exchange.addresses,
             peers=len(self.exchange.peers()),
             network=self.exchange.state,

@@ -17,6 +17,7 @@ from node.ledger import Ledger
 from node.rl.sampler import TaskSampler
 from node.rl.tracker import ValueTracker
 from swarm.errors import TaskError
+from swarm.membership import Membership
 from swarm.net.base import PeerInfo
 from swarm.tasks.base import Judge, held_out
 from swarm.types import (
@@ -48,7 +49,7 @@ class Author:
     """Who signs our groups, and what every one of them and every announcement says of us."""
 
     identity: Identity
-    swarm: str
+    membership: Membership
     model: str
     codec: TextCodec
     sampling: SamplingParams
@@ -70,7 +71,7 @@ class Author:
 
     def group(self, task: Task, rollouts: Sequence[Rollout]) -> RolloutGroup:
         return RolloutGroup(
-            swarm=self.swarm,
+            swarm=self.membership.swarm,
             origin=self.identity.peer_id,
             task=task.ref,
             rollouts=tuple(rollouts),
@@ -78,12 +79,13 @@ class Author:
             tokenizer=self.codec.fingerprint,
             sampling=self.sampling,
             created_at=self.wall_clock(),
+            membership=self.membership.proof(self.identity.peer_id),
         )
 
     def announcement(self, name: str, addresses: tuple[str, ...], epoch: bytes, head: int) -> Announcement:
         """Of our log `epoch`, which goes up to `head`."""
         return Announcement(
-            swarm=self.swarm,
+            swarm=self.membership.swarm,
             peer=self.identity.peer_id,
             addresses=addresses,
             epoch=epoch,
@@ -93,6 +95,7 @@ class Author:
             tokenizer=self.codec.fingerprint,
             issued_at=self.wall_clock(),
             values=self.worth(),
+            membership=self.membership.proof(self.identity.peer_id),
         )
 
     def sign(self, group: RolloutGroup) -> SignedGroup:

@@ -178,6 +178,8 @@ class RolloutGroup:
     sampling: SamplingParams
     created_at: float
     """Unix seconds by the origin's clock."""
+    membership: bytes = b""
+    """The origin's proof that it is in the swarm; empty in an open one."""
 
     @property
     def num_sampled(self) -> int:
@@ -231,6 +233,8 @@ class Announcement:
     """Unix seconds by the peer's clock."""
     values: tuple[CellValue, ...] = ()
     """What the peer is worth; the first ones matter most. Empty if it does not say."""
+    membership: bytes = b""
+    """The peer's proof that it is in the swarm; empty in an open one."""
 
 
 class ScoreStatus(StrEnum):
@@ -258,6 +262,7 @@ class Reason(StrEnum):
     WRONG_SWARM = "wrong_swarm"
     WRONG_ORIGIN = "wrong_origin"
     BAD_SIGNATURE = "bad_signature"
+    NOT_A_MEMBER = "not_a_member"
     STALE = "stale"
     FROM_FUTURE = "from_future"
     UNKNOWN_TASK = "unknown_task"

@@ -20,6 +20,7 @@ import numpy as np
 from swarm.errors import LimitError, ProtocolMismatch, SignatureMismatch, TaskError, TaskTimeout, WireError
 from swarm.limits import Limits
 from swarm.manifest import Manifest
+from swarm.membership import Membership
 from swarm.net.base import Received
 from swarm.tasks.base import Judge, held_out
 from swarm.types import (
@@ -66,6 +67,7 @@ class Context:
 
     me: PeerId
     manifest: Manifest
+    membership: Membership
     limits: Limits
     now: float
     """Unix seconds."""
@@ -98,6 +100,11 @@ def _signature(signed: SignedGroup, context: Context) -> Complaint:
     except SignatureMismatch as error:
         return str(error)
     return None
+
+
+def _member(signed: SignedGroup, context: Context) -> Complaint:
+    group = signed.group
+    return context.membership.complaint(group.swarm, group.origin, group.membership)
 
 
 def _age(signed: SignedGroup, context: Context) -> Complaint:
@@ -185,6 +192,7 @@ CHECKS: tuple[tuple[Reason, Callable[[SignedGroup, Context], Complaint]], ...] =
     (Reason.WRONG_SWARM, _swarm),
     (Reason.WRONG_ORIGIN, _origin),
     (Reason.BAD_SIGNATURE, _signature),
+    (Reason.NOT_A_MEMBER, _member),
     (Reason.STALE, _age),
     (Reason.FROM_FUTURE, _clock),
     (Reason.UNKNOWN_TASK, _task),
@@ -221,6 +229,7 @@ async def verify(
     me: PeerId,
     judge: Judge,
     manifest: Manifest,
+    membership: Membership,
     limits: Limits,
     known: Callable[[GroupId], Awaitable[bool]],
     now: float,
@@ -234,7 +243,7 @@ async def verify(
     except WireError as error:
         reason = next(reason for kind, reason in UNDECODABLE if isinstance(error, kind))
         return Findings(verdict=Verdict(reason=reason, detail=str(error)), origin=received.sender)
-    verdict = check(signed, Context(me=me, manifest=manifest, limits=limits, now=now))
+    verdict = check(signed, Context(me=me, manifest=manifest, membership=membership, limits=limits, now=now))
     if verdict.reason in UNSIGNED:
         return Findings(verdict=verdict, origin=received.sender, signed=signed)
     if verdict.admitted and await known(signed.id):

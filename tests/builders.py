@@ -9,6 +9,7 @@ import numpy as np
 
 from swarm.errors import TaskError
 from swarm.manifest import AgreedSource, Manifest
+from swarm.membership import Membership
 from swarm.tasks.base import TaskSource, held_out
 from swarm.types import (
     Announcement,
@@ -36,6 +37,7 @@ NOW = 1_700_000_000.0
 EOS = 256
 
 MANIFEST = Manifest(name="test", sources=(AgreedSource(name="test/echo", version="1", config="{}"),))
+MEMBERSHIP = Membership(swarm=MANIFEST.id)
 
 
 def identity(number: int = 1) -> Identity:

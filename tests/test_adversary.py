@@ -15,6 +15,7 @@ from node.lab.simulation import Setup, simulate
 from node.seed.demonstrations import DEMO_FAMILIES
 from swarm.limits import Limits
 from swarm.manifest import Manifest
+from swarm.membership import Membership
 from swarm.net import virtual_time
 from swarm.net.memory import Hub
 from swarm.tasks.judge import LocalJudge
@@ -44,6 +45,7 @@ async def heard(attack: Attack, groups: int) -> tuple[list[Findings], float]:
                     me=identity(1).peer_id,
                     judge=judge,
                     manifest=manifest,
+                    membership=Membership(swarm=manifest.id),
                     limits=Limits(),
                     known=unknown,
                     now=EPOCH + loop.time(),

@@ -20,9 +20,9 @@ from hivemind.utils import MSGPackSerializer
 from swarm.errors import WireError
 from swarm.net.addressbook import MAX_ADDRESSES, AddressBook
 from swarm.net.addresses import parse, peer_of, with_port
-from swarm.net.directory import METER_BURST_BYTES, METER_BYTES_PER_S, Membership, _Meter, open_directory
+from swarm.net.directory import METER_BURST_BYTES, METER_BYTES_PER_S, Participant, _Meter, open_directory
 from swarm.net.p2pd import StackConfig
-from swarm.net.peertable import MAX_PEERS, PeerTable, Strikes
+from swarm.net.peertable import MAX_PEERS, PeerTable
 from swarm.net.records import (
     MAX_LIFETIME_S,
     MAX_RECORDS_PER_SHARD,
@@ -34,10 +34,11 @@ from swarm.net.records import (
     shard_of,
 )
 from swarm.net.stack import open_stack
+from swarm.net.standing import Strikes
 from swarm.types import Announcement, PeerId
 from swarm.wire.codec import encode_announcement
 from swarm.wire.identity import Identity
-from tests.builders import MANIFEST, NOW, announcement, identity
+from tests.builders import MANIFEST, MEMBERSHIP, NOW, announcement, identity
 
 AUTHOR = identity(1)
 
@@ -66,7 +67,7 @@ def record(author: Identity = AUTHOR, expires_at: float = NOW + 60, value: bytes
 
 def storage(clock: Clock) -> tuple[RecordStorage, list[Announcement]]:
     heard: list[Announcement] = []
-    return RecordStorage(RecordRules(MANIFEST.id, clock), random.Random(0), heard.append), heard
+    return RecordStorage(RecordRules(MEMBERSHIP, clock), random.Random(0), heard.append), heard
 
 
 def keep(kept: RecordStorage, author: Identity = AUTHOR, issued_at: float = NOW, expires_at: float = NOW + 60) -> bool:
@@ -87,7 +88,7 @@ def held(kept: RecordStorage, author: Identity = AUTHOR) -> bytes | None:
 
 
 def test_a_record_that_its_author_signed_is_believed() -> None:
-    read = RecordRules(MANIFEST.id, Clock()).read(record())
+    read = RecordRules(MEMBERSHIP, Clock()).read(record())
     assert read == announcement(AUTHOR)
 
 
@@ -120,14 +121,14 @@ def forged() -> bytes:
     ],
 )
 def test_nothing_else_is(bad: DHTRecord) -> None:
-    rules = RecordRules(MANIFEST.id, Clock())
+    rules = RecordRules(MEMBERSHIP, Clock())
     assert rules.read(record()) is not None
     assert not rules.validate(bad)
 
 
 def test_one_that_expired_on_the_way_does_not_spoil_an_answer() -> None:
     clock = Clock()
-    rules = RecordRules(MANIFEST.id, clock)
+    rules = RecordRules(MEMBERSHIP, clock)
     clock.now += 100
     assert rules.validate(record(expires_at=NOW + 60))
 
@@ -445,8 +446,8 @@ async def test_cancelled_calls_do_not_end_the_control_connection(tmp_path: Path)
 async def test_nobody_chooses_its_place_in_the_dht(tmp_path: Path) -> None:
     """One node sits where its key puts it, one next to a shard: only the first is taken into the routing table."""
     own = Identity.load_or_create(tmp_path / "identity.key")
-    member = Membership(
-        swarm=MANIFEST.id,
+    member = Participant(
+        membership=MEMBERSHIP,
         identity=own,
         heartbeat_s=2.0,
         seeds=(),

@@ -25,9 +25,10 @@ import swarm.net.p2pd as p2pd_module
 import swarm.net.stack as stack_module
 from swarm.errors import ConfigError, NetworkError
 from swarm.limits import Limits
+from swarm.membership import Membership
 from swarm.net.addressbook import AddressBook
 from swarm.net.base import LogEntry, Received
-from swarm.net.directory import Membership, open_directory
+from swarm.net.directory import Participant, open_directory
 from swarm.net.exchange import P2PExchange
 from swarm.net.following import QUEUE_GROUPS
 from swarm.net.memory import MemoryLog
@@ -40,7 +41,7 @@ from swarm.net.streams import PULL, read_frame, write_frame
 from swarm.types import PeerId, Reason, SignedGroup, Verdict
 from swarm.wire.codec import Pull, decode_group, encode_entry, encode_pull
 from swarm.wire.identity import GROUP_DOMAIN, Identity, check_signature
-from tests.builders import MANIFEST, announcement, cell_value, signed
+from tests.builders import MEMBERSHIP, announcement, cell_value, signed
 
 pytestmark = pytest.mark.network
 
@@ -106,7 +107,7 @@ async def node(
     *peers: str,
     cursors: Cursors | None = None,
     log: MemoryLog | None = None,
-    swarm: str = MANIFEST.id,
+    membership: Membership = MEMBERSHIP,
     heartbeat_s: float = 2.0,
 ) -> AsyncIterator[Node]:
     directory.mkdir(exist_ok=True)  # noqa: ASYNC240 - a test has nothing else to do
@@ -116,7 +117,7 @@ async def node(
         P2PSettings(listen=LISTEN, initial_peers=peers, heartbeat_s=heartbeat_s),
         identity=identity,
         identity_path=directory / "identity.key",
-        swarm=swarm,
+        membership=membership,
         log=log,
         cursors=cursors,
         limits=Limits(),
@@ -133,8 +134,8 @@ async def hostile(directory: Path, *peers: str, handler: StreamHandler) -> Async
     """A peer that is in the directory as it should be, and answers pulls with `handler`."""
     directory.mkdir()  # noqa: ASYNC240 - as above
     identity = Identity.load_or_create(directory / "identity.key")
-    member = Membership(
-        swarm=MANIFEST.id,
+    member = Participant(
+        membership=MEMBERSHIP,
         identity=identity,
         heartbeat_s=2.0,
         seeds=peers,
@@ -260,7 +261,10 @@ async def test_a_killed_daemon_comes_back(tmp_path: Path) -> None:
 
 
 async def test_nodes_of_another_swarm_are_not_seen_and_not_served(tmp_path: Path) -> None:
-    async with node(tmp_path / "a") as a, node(tmp_path / "b", *a.exchange.addresses, swarm="another") as b:
+    async with (
+        node(tmp_path / "a") as a,
+        node(tmp_path / "b", *a.exchange.addresses, membership=Membership(swarm="another")) as b,
+    ):
         a.publish(1)
         stack = b.exchange._stack
         assert stack is not None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import MANIFEST, Characters, EchoJudge, identity, task_ref
+from builders import MEMBERSHIP, Characters, EchoJudge, identity, task_ref
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -174,7 +174,7 @@ def producer_of(judge: LocalJudge, seed: int) -> Producer:
     running.set()
     author = Author(
         identity=identity(),
-        swarm=MANIFEST.id,
+        membership=MEMBERSHIP,
         model="model-a",
         codec=Characters(),
         sampling=config.params,

@@ -16,7 +16,7 @@ from swarm.limits import Limits
 from swarm.net.base import Received
 from swarm.types import PeerId, PolicyVersion
 from swarm.wire.codec import seal
-from tests.builders import MANIFEST, NOW, EchoJudge, group, identity, rollout, task, task_ref
+from tests.builders import MANIFEST, MEMBERSHIP, NOW, EchoJudge, group, identity, rollout, task, task_ref
 
 VERSION = PolicyVersion(3)
 PEER = identity(2)
@@ -26,6 +26,7 @@ def intake_of(journal: Journal, tracker: ValueTracker, me: PeerId | None = None)
     return Intake(
         me=me or identity(1).peer_id,
         manifest=MANIFEST,
+        membership=MEMBERSHIP,
         limits=Limits(),
         truncated="scored",
         judge=EchoJudge(),

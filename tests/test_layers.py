@@ -26,7 +26,7 @@ MODULES = sorted(
 
 #: Bottom to top: a module imports its own floor and those below. The longest pattern that fits a module is its own.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("swarm/__init__.py", "swarm/types.py", "swarm/errors.py", "swarm/limits.py"),
+    ("swarm/__init__.py", "swarm/types.py", "swarm/errors.py", "swarm/limits.py", "swarm/membership.py"),
     ("swarm/net/__init__.py", "swarm/net/base.py", "swarm/tasks/base.py"),
     ("swarm/wire/*", GENERATED),
     ("swarm/tasks/*", "swarm/manifest.py", "swarm/verify.py"),

@@ -20,7 +20,7 @@ from node.rl.sampler import TaskSampler
 from node.rl.tracker import ValueTracker
 from node.seed.tokenizer import make_tokenizer
 from swarm.types import FinishReason, PolicyVersion, SamplingParams, VersionSpan
-from tests.builders import MANIFEST, EchoJudge, identity, task, task_ref
+from tests.builders import MEMBERSHIP, EchoJudge, identity, task, task_ref
 
 CODEC = HfTextCodec(make_tokenizer((), 256))
 PROMPT = len(CODEC.prompt(task(task_ref(0))))
@@ -84,7 +84,7 @@ async def producing(config: SamplerConfig, max_length: int) -> AsyncIterator[Hea
         generator=Parrot(max_length),
         author=Author(
             identity=identity(),
-            swarm=MANIFEST.id,
+            membership=MEMBERSHIP,
             model="model-a",
             codec=CODEC,
             sampling=config.params,

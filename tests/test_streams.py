@@ -26,7 +26,7 @@ from swarm.net.streams import (
 )
 from swarm.types import PeerId, SignedGroup
 from swarm.wire.codec import Pull, decode_pull, encode_entry, encode_pull
-from tests.builders import MANIFEST, identity, signed
+from tests.builders import MANIFEST, MEMBERSHIP, identity, signed
 
 LIMITS = Limits(max_group_bytes=10_000)
 READER = identity(9).peer_id
@@ -87,7 +87,7 @@ async def pulled(stream: Stream, epoch: bytes, cursor: int, count: int = 1000) -
 
 
 def publisher(log: MemoryLog, stream_s: float = 60.0, limits: Limits = LIMITS) -> Publisher:
-    return Publisher(MANIFEST.id, log, limits, stream_s=stream_s)
+    return Publisher(MEMBERSHIP, log, limits, stream_s=stream_s)
 
 
 async def test_what_is_written_is_read(tmp_path: Path) -> None:

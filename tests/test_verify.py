@@ -31,11 +31,23 @@ from swarm.types import (
 from swarm.verify import CHECKS, UNDECODABLE, UNSIGNED, Context, Findings, check, verify
 from swarm.wire.codec import encode_group, seal
 from swarm.wire.v1 import exchange_pb2 as pb
-from tests.builders import MANIFEST, NOW, EchoJudge, group, identity, rollout, signed, task_ref, tokens, turn
+from tests.builders import (
+    MANIFEST,
+    MEMBERSHIP,
+    NOW,
+    EchoJudge,
+    group,
+    identity,
+    rollout,
+    signed,
+    task_ref,
+    tokens,
+    turn,
+)
 
 ME, AUTHOR, SENDER = identity(9).peer_id, identity(1), identity(2).peer_id
 LIMITS = Limits()
-CONTEXT = Context(me=ME, manifest=MANIFEST, limits=LIMITS, now=NOW)
+CONTEXT = Context(me=ME, manifest=MANIFEST, membership=MEMBERSHIP, limits=LIMITS, now=NOW)
 
 
 async def judged(
@@ -51,6 +63,7 @@ async def judged(
         me=ME,
         judge=judge or EchoJudge(),
         manifest=MANIFEST,
+        membership=MEMBERSHIP,
         limits=limits,
         known=is_known,
         now=NOW,

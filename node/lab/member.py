@@ -31,6 +31,7 @@ from node.progress import Progress
 from node.rl.sampler import TaskSampler
 from node.rl.tracker import ValueTracker
 from swarm.manifest import Manifest
+from swarm.membership import Membership
 from swarm.net.base import Exchange
 from swarm.net.memory import Hub
 from swarm.tasks.judge import LocalJudge
@@ -142,7 +143,10 @@ async def open_member(member: Member, number: int, around: Surroundings, *, lies
     policy, progress = mind.policy, mind.progress
     identity = Identity(hashlib.sha256(f"laboratory/{around.seed}/{number}".encode()).digest())
     journal = MemoryJournal(JOURNAL_GROUPS, epoch=hashlib.sha256(identity.peer_id.encode()).digest()[:16])
-    hands = hands_of(config, identity, around.manifest, (around.judge, around.judge), journal, mind, wall_clock)
+    membership = Membership(swarm=around.manifest.id)
+    hands = hands_of(
+        config, identity, around.manifest, membership, (around.judge, around.judge), journal, mind, wall_clock
+    )
     pool = _WatchedPool(config.pool, progress.drawing_rng, progress.ledger.counters)
     pool.predictions = record.predictions
     if isinstance(config.guidance, PeerGuidance):

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from swarm.types import Announcement, CellValue, PeerId, Reason, Verdict
+from swarm.types import Announcement, CellValue, PeerId, Reason, SignedGroup, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,6 +55,8 @@ class Received:
     """Who handed it over; authenticated by the transport. With relaying it need not be the origin."""
     body: bytes
     signature: bytes
+    hops: int = 0
+    """How many passed it on, the sender included, by the sender's account; 0 from the origin itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +99,12 @@ class Exchange(Protocol):
         ...
 
     def blame(self, peer: PeerId, verdict: Verdict) -> None:
-        """A group that `peer` handed over was judged; what follows (back-off, strikes) is the exchange's affair."""
+        """A group that `peer` handed over was refused; what follows (back-off, strikes) is the exchange's affair."""
+        ...
+
+    def thank(self, received: Received, signed: SignedGroup, use: float) -> None:
+        """`received` held `signed`, which was admitted and kept. `use`: how much there was to learn from it, as
+        `node.experience.Experience.use`. What follows (whom to follow, what to pass on) is the exchange's affair."""
         ...
 
 

@@ -23,6 +23,7 @@ from hivemind.dht.node import DHTNode
 from hivemind.p2p import PeerID
 
 from swarm.errors import NetworkError, SwarmError
+from swarm.membership import Membership
 from swarm.net.addressbook import AddressBook
 from swarm.net.addresses import peer_of
 from swarm.net.peertable import HEARTBEATS, MAX_PEERS, PeerTable
@@ -51,10 +52,10 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Membership:
+class Participant:
     """What a node is in the directory, and what it keeps when a stack breaks and another is opened."""
 
-    swarm: str
+    membership: Membership
     identity: Identity
     heartbeat_s: float
     seeds: tuple[str, ...]
@@ -73,7 +74,7 @@ class Membership:
 class Directory:
     """One stack's part in the DHT. Made by `open_directory`; `run` does the work."""
 
-    def __init__(self, stack: Stack, node: DHTNode, rules: RecordRules, member: Membership) -> None:
+    def __init__(self, stack: Stack, node: DHTNode, rules: RecordRules, member: Participant) -> None:
         self._stack, self._node, self._rules, self._member = stack, node, rules, member
         self._read_now = asyncio.Event()
 
@@ -99,8 +100,13 @@ class Directory:
     async def _store(self, announcement: Announcement) -> None:
         member = self._member
         addresses = (announcement.addresses or self._stack.addresses)[:MAX_ADDRESSES]
-        current = replace(announcement, addresses=addresses, issued_at=member.clock())
-        key = shard_key(member.swarm, shard_of(current.peer))
+        current = replace(
+            announcement,
+            addresses=addresses,
+            issued_at=member.clock(),
+            membership=member.membership.proof(announcement.peer),
+        )
+        key = shard_key(current.swarm, shard_of(current.peer))
         value = encode_announcement(current, member.identity)
         expires_at = current.issued_at + HEARTBEATS * member.heartbeat_s
         store = self._node.store(key, value, expires_at, subkey=current.peer)
@@ -126,7 +132,7 @@ class Directory:
         # hivemind counts a node's failures for ever.
         self._node.blacklist.clear()
         # With an infinite expiry nothing is good enough to stop at the first answer, which would be our own storage.
-        keys = [shard_key(member.swarm, shard) for shard in shards]
+        keys = [shard_key(member.membership.swarm, shard) for shard in shards]
         found: dict[str, Any] = await self._stack.call(
             self._node.get_many(keys, math.inf), CALL_TIMEOUT_S, "reading the directory"
         )
@@ -143,7 +149,7 @@ class Directory:
         """What hivemind hands out has passed the rules, but it has also been unwrapped."""
         for record in records.values():
             announcement = self._rules.announcement(record.value) if isinstance(record.value, bytes) else None
-            if announcement is not None and announcement.swarm == self._member.swarm:
+            if announcement is not None and self._rules.of_a_member(announcement):
                 self._member.table.announced(announcement)
 
     async def _meet(self) -> None:
@@ -192,9 +198,9 @@ class Directory:
 
 
 @asynccontextmanager
-async def open_directory(stack: Stack, member: Membership) -> AsyncIterator[Directory]:
+async def open_directory(stack: Stack, member: Participant) -> AsyncIterator[Directory]:
     """A DHT node on `stack`, with our rules, our storage, and bounds on what it is asked. Raises NetworkError."""
-    rules = RecordRules(member.swarm, member.clock)
+    rules = RecordRules(member.membership, member.clock)
     create = DHTNode.create(
         p2p=stack.p2p,
         node_id=place_of(stack.peer_id),

@@ -22,17 +22,19 @@ from typing import Self
 
 from swarm.errors import ConfigError
 from swarm.limits import Limits
+from swarm.membership import Membership
 from swarm.net.addressbook import AddressBook
 from swarm.net.addresses import port_of, wildcard, with_port
 from swarm.net.base import INNOCENT, GroupLog, PeerInfo, Received
-from swarm.net.directory import Membership, open_directory
+from swarm.net.directory import Participant, open_directory
 from swarm.net.following import CursorStore, Following
 from swarm.net.p2pd import StackConfig
-from swarm.net.peertable import PeerTable, Strikes
+from swarm.net.peertable import PeerTable
 from swarm.net.settings import P2PSettings
 from swarm.net.stack import Stack, open_stack
+from swarm.net.standing import Strikes
 from swarm.net.streams import PULL, Publisher
-from swarm.types import Announcement, PeerId, Verdict
+from swarm.types import Announcement, PeerId, SignedGroup, Verdict
 from swarm.wire.identity import Identity
 
 START_PATIENCE_S = 10.0
@@ -56,7 +58,7 @@ class P2PExchange:
         *,
         identity: Identity,
         identity_path: Path,
-        swarm: str,
+        membership: Membership,
         log: GroupLog,
         cursors: CursorStore,
         limits: Limits,
@@ -70,9 +72,10 @@ class P2PExchange:
         self._book = AddressBook(peers_file)
         self._table = PeerTable(identity.peer_id, settings.heartbeat_s, time.monotonic)
         self._strikes = Strikes(time.monotonic)
-        self._publisher = Publisher(swarm, log, limits)
+        self._publisher = Publisher(membership, log, limits)
         self._following = Following(
-            swarm=swarm,
+            me=identity.peer_id,
+            membership=membership,
             follow=settings.follow,
             limits=limits,
             table=self._table,
@@ -81,8 +84,8 @@ class P2PExchange:
             rng=self._rng,
         )
         self._announcement: Announcement | None = None
-        self._member = Membership(
-            swarm=swarm,
+        self._participant = Participant(
+            membership=membership,
             identity=identity,
             heartbeat_s=settings.heartbeat_s,
             seeds=settings.initial_peers,
@@ -167,7 +170,7 @@ class P2PExchange:
         the moment. Does not wait for the network."""
         self._check()
         self._announcement = announcement
-        self._member.renewed.set()
+        self._participant.renewed.set()
 
     async def receive(self) -> AsyncIterator[Received]:
         """Groups in the order in which they came; a cursor moves when the next one is asked for."""
@@ -182,6 +185,9 @@ class P2PExchange:
     def blame(self, peer: PeerId, verdict: Verdict) -> None:
         if verdict.reason not in INNOCENT:
             self._strikes.add(peer)
+
+    def thank(self, received: Received, signed: SignedGroup, use: float) -> None:
+        """Nothing follows yet."""
 
     def _current(self) -> Announcement | None:
         if self._announcement is None:
@@ -211,7 +217,7 @@ class P2PExchange:
     async def _live(self) -> None:
         """One stack's life. Ends with NetworkError (in a group)."""
         try:
-            async with open_stack(self._stack_config()) as stack, open_directory(stack, self._member) as directory:
+            async with open_stack(self._stack_config()) as stack, open_directory(stack, self._participant) as directory:
                 if stack.peer_id != self.peer_id:
                     raise ConfigError(f"identity {self._identity_path}: key of {stack.peer_id}, not {self.peer_id}")
                 await stack.serve(PULL, self._publisher.serve)

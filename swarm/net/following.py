@@ -13,9 +13,11 @@ from typing import Protocol
 
 from swarm.errors import NetworkError, WireError
 from swarm.limits import Limits
+from swarm.membership import Membership
 from swarm.net.base import Received
-from swarm.net.peertable import MAX_PEERS, PeerTable, Strikes
+from swarm.net.peertable import MAX_PEERS, PeerTable
 from swarm.net.stack import Stack
+from swarm.net.standing import Strikes
 from swarm.net.streams import PULL, pull
 from swarm.types import PeerId
 from swarm.wire.codec import Pull
@@ -59,7 +61,8 @@ class Following:
     def __init__(
         self,
         *,
-        swarm: str,
+        me: PeerId,
+        membership: Membership,
         follow: int,
         limits: Limits,
         table: PeerTable,
@@ -67,7 +70,7 @@ class Following:
         cursors: CursorStore,
         rng: random.Random,
     ) -> None:
-        self._swarm, self._follow, self._limits = swarm, follow, limits
+        self._me, self._membership, self._follow, self._limits = me, membership, follow, limits
         self._table, self._strikes, self._cursors, self._rng = table, strikes, cursors, rng
         self.queue: asyncio.Queue[Pulled | None] = asyncio.Queue(QUEUE_GROUPS)
         """None is nothing but a reason to look up (`wake`)."""
@@ -134,7 +137,13 @@ class Following:
         await stack.connect(peer, announcement.addresses if announcement is not None else ())
         reader, writer = await stack.open_stream(peer, PULL)
         try:
-            request = Pull(swarm=self._swarm, epoch=epoch, cursor=cursor, max_groups=GROUPS_PER_STREAM)
+            request = Pull(
+                swarm=self._membership.swarm,
+                epoch=epoch,
+                cursor=cursor,
+                max_groups=GROUPS_PER_STREAM,
+                membership=self._membership.proof(self._me),
+            )
             async with aclosing(pull(reader, writer, request, self._limits)) as responses:
                 async for epoch, entry in responses:
                     received = Received(sender=peer, body=entry.body, signature=entry.signature)

@@ -163,6 +163,9 @@ class MemoryExchange:
     def blame(self, peer: PeerId, verdict: Verdict) -> None:
         self.verdicts[peer, verdict.reason] += 1
 
+    def thank(self, received: Received, signed: SignedGroup, use: float) -> None:
+        self.verdicts[signed.group.origin, Reason.ADMITTED] += 1
+
     async def receive(self) -> AsyncGenerator[Received, None]:
         while True:
             while not self._offers:

@@ -24,6 +24,7 @@ from hivemind.utils import MSGPackSerializer
 from hivemind.utils.timed_storage import ValueWithExpiration
 
 from swarm.errors import SignatureMismatch, WireError
+from swarm.membership import Membership
 from swarm.net.settings import MAX_HEARTBEAT_S
 from swarm.types import Announcement, PeerId
 from swarm.wire.codec import MAX_ANNOUNCEMENT_BYTES, decode_announcement
@@ -53,10 +54,11 @@ class RecordRules(RecordValidatorBase):
     """What may be stored and what is believed. Pure but for the clock (unix seconds) and a bounded memory of signatures
     that were found good."""
 
-    def __init__(self, swarm: str, clock: Callable[[], float]) -> None:
-        self.swarm = swarm
+    def __init__(self, membership: Membership, clock: Callable[[], float]) -> None:
+        self.swarm = membership.swarm
+        self._membership = membership
         self.clock = clock
-        self.shards = {DHTID.generate(source=shard_key(swarm, shard)).to_bytes(): shard for shard in range(SHARDS)}
+        self.shards = {DHTID.generate(source=shard_key(self.swarm, shard)).to_bytes(): shard for shard in range(SHARDS)}
         self._checked: OrderedDict[bytes, Announcement] = OrderedDict()
 
     def validate(self, record: DHTRecord) -> bool:
@@ -72,13 +74,17 @@ class RecordRules(RecordValidatorBase):
         announcement = None if data is None else self.announcement(data)
         if (
             announcement is None
-            or announcement.swarm != self.swarm
+            or not self.of_a_member(announcement)
             or self.shards.get(record.key) != shard_of(announcement.peer)
             or record.subkey != MSGPackSerializer.dumps(announcement.peer)
             or not 0 < record.expiration_time - announcement.issued_at <= MAX_LIFETIME_S
         ):
             return None
         return announcement
+
+    def of_a_member(self, announcement: Announcement) -> bool:
+        claimed, peer, proof = announcement.swarm, announcement.peer, announcement.membership
+        return self._membership.complaint(claimed, peer, proof) is None
 
     def announcement(self, data: bytes) -> Announcement | None:
         """Of any swarm, if its author signed it."""

@@ -25,6 +25,7 @@ from typing import Any
 
 from swarm.errors import LimitError, NetworkError, SwarmError, WireError
 from swarm.limits import Limits
+from swarm.membership import Membership
 from swarm.net.base import GroupLog, LogEntry
 from swarm.types import PeerId
 from swarm.wire.codec import Pull, decode_entry, decode_pull, encode_entry, encode_pull
@@ -98,8 +99,8 @@ async def pull(
 class Publisher:
     """Serves our log to whoever asks: so many streams at a time, so many of one peer, each for a minute."""
 
-    def __init__(self, swarm: str, log: GroupLog, limits: Limits, stream_s: float = STREAM_S) -> None:
-        self._swarm, self._log, self._limits, self._stream_s = swarm, log, limits, stream_s
+    def __init__(self, membership: Membership, log: GroupLog, limits: Limits, stream_s: float = STREAM_S) -> None:
+        self._membership, self._log, self._limits, self._stream_s = membership, log, limits, stream_s
         self._streams: Counter[PeerId] = Counter()
 
     async def serve(self, peer: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -110,8 +111,8 @@ class Publisher:
         self._streams[peer] += 1
         try:
             asked = decode_pull(await read_frame(reader, MAX_REQUEST_BYTES, REQUEST_S))
-            if asked.swarm != self._swarm:
-                raise WireError("another swarm")
+            if complaint := self._membership.complaint(asked.swarm, peer, asked.membership):
+                raise WireError(complaint)
             async with asyncio.timeout(self._stream_s + REQUEST_S):
                 await self._send(asked, reader, writer)
         except (SwarmError, OSError) as error:

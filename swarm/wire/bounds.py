@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from swarm.errors import LimitError, WireError
+from swarm.membership import PROOF_BYTES
 
 #: Cursors, seeds and versions are kept in signed 64 bit columns.
 MAX_INTEGER = 2**63 - 1
@@ -62,6 +63,13 @@ def epoch(value: bytes) -> bytes:
     """Of a log: EPOCH_BYTES bytes."""
     if len(value) != EPOCH_BYTES:
         raise WireError(f"epoch of {len(value)} bytes: must be {EPOCH_BYTES}")
+    return value
+
+
+def proof(value: bytes) -> bytes:
+    """Of membership: PROOF_BYTES bytes, or none."""
+    if value and len(value) != PROOF_BYTES:
+        raise WireError(f"membership of {len(value)} bytes: must be {PROOF_BYTES}, or none")
     return value
 
 

@@ -69,6 +69,7 @@ def encode_group(group: RolloutGroup) -> bytes:
                 stop=bounds.stop_strings(sampling.stop),
             ),
             created_at=group.created_at,
+            membership=group.membership,
         )
         return message.SerializeToString(deterministic=True)
 
@@ -111,6 +112,7 @@ def decode_group(body: bytes, signature: bytes, limits: Limits) -> SignedGroup:
             stop=bounds.stop_strings(sampling.stop),
         ),
         created_at=message.created_at,
+        membership=message.membership,
     )
     return SignedGroup(id=group_id(body), group=_bounded_group(group), body=body, signature=signature)
 
@@ -125,6 +127,7 @@ def _bounded_group(group: RolloutGroup) -> RolloutGroup:
     bounds.integer("task.seed", group.task.seed)
     bounds.integer("task.index", group.task.index)
     bounds.instant("created_at", group.created_at)
+    bounds.proof(group.membership)
     return group
 
 
@@ -150,6 +153,7 @@ def encode_announcement(announcement: Announcement, identity: Identity) -> bytes
             tokenizer=a.tokenizer,
             issued_at=a.issued_at,
             values=map(values.value_message, a.values),
+            membership=a.membership,
         )
         while message.values and _signed_bytes(message) > MAX_ANNOUNCEMENT_BYTES:
             del message.values[-1]
@@ -181,6 +185,7 @@ def decode_announcement(data: bytes) -> Announcement:
             tokenizer=message.tokenizer,
             issued_at=message.issued_at,
             values=tuple(map(values.read_value, message.values)),
+            membership=message.membership,
         )
     )
     check_signature(announcement.peer, ANNOUNCEMENT_DOMAIN, signed.body, signed.signature)
@@ -204,6 +209,7 @@ def _bounded_announcement(announcement: Announcement) -> Announcement:
     bounds.label("model", announcement.model)
     bounds.label("tokenizer", announcement.tokenizer)
     bounds.instant("issued_at", announcement.issued_at)
+    bounds.proof(announcement.membership)
     bounds.limit("values", len(announcement.values), values.MAX_CELL_VALUES)
     for cell in announcement.values:
         values.bounded_value(cell)
@@ -222,12 +228,20 @@ class Pull:
     """Empty at first contact."""
     cursor: int
     max_groups: int
+    membership: bytes = b""
+    """The reader's."""
 
 
 def encode_pull(pull: Pull) -> bytes:
     """Raises WireError for what the other side would refuse."""
     with _encoding():
-        request = pb.PullRequest(swarm=pull.swarm, epoch=pull.epoch, cursor=pull.cursor, max_groups=pull.max_groups)
+        request = pb.PullRequest(
+            swarm=pull.swarm,
+            epoch=pull.epoch,
+            cursor=pull.cursor,
+            max_groups=pull.max_groups,
+            membership=pull.membership,
+        )
     _read_pull(request)
     return request.SerializeToString()
 
@@ -245,6 +259,7 @@ def _read_pull(request: pb.PullRequest) -> Pull:
         epoch=bounds.epoch(request.epoch) if request.epoch else b"",
         cursor=bounds.integer("cursor", request.cursor),
         max_groups=request.max_groups,
+        membership=bounds.proof(request.membership),
     )
 
 

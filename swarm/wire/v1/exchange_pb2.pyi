@@ -96,7 +96,7 @@ class SamplingParams(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., max_new_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RolloutGroup(_message.Message):
-    __slots__ = ("protocol", "swarm", "origin", "task", "rollouts", "model", "tokenizer", "sampling", "created_at")
+    __slots__ = ("protocol", "swarm", "origin", "task", "rollouts", "model", "tokenizer", "sampling", "created_at", "membership")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     SWARM_FIELD_NUMBER: _ClassVar[int]
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
@@ -106,6 +106,7 @@ class RolloutGroup(_message.Message):
     TOKENIZER_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    MEMBERSHIP_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     swarm: str
     origin: str
@@ -115,7 +116,8 @@ class RolloutGroup(_message.Message):
     tokenizer: str
     sampling: SamplingParams
     created_at: float
-    def __init__(self, protocol: _Optional[int] = ..., swarm: _Optional[str] = ..., origin: _Optional[str] = ..., task: _Optional[_Union[TaskRef, _Mapping]] = ..., rollouts: _Optional[_Iterable[_Union[Rollout, _Mapping]]] = ..., model: _Optional[str] = ..., tokenizer: _Optional[str] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., created_at: _Optional[float] = ...) -> None: ...
+    membership: bytes
+    def __init__(self, protocol: _Optional[int] = ..., swarm: _Optional[str] = ..., origin: _Optional[str] = ..., task: _Optional[_Union[TaskRef, _Mapping]] = ..., rollouts: _Optional[_Iterable[_Union[Rollout, _Mapping]]] = ..., model: _Optional[str] = ..., tokenizer: _Optional[str] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., created_at: _Optional[float] = ..., membership: _Optional[bytes] = ...) -> None: ...
 
 class SignedGroup(_message.Message):
     __slots__ = ("body", "signature")
@@ -138,7 +140,7 @@ class CellValue(_message.Message):
     def __init__(self, source: _Optional[str] = ..., difficulty: _Optional[str] = ..., value: _Optional[float] = ..., mass: _Optional[float] = ...) -> None: ...
 
 class Announcement(_message.Message):
-    __slots__ = ("protocol", "swarm", "peer", "addresses", "epoch", "head", "name", "model", "tokenizer", "issued_at", "values")
+    __slots__ = ("protocol", "swarm", "peer", "addresses", "epoch", "head", "name", "model", "tokenizer", "issued_at", "values", "membership")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     SWARM_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
@@ -150,6 +152,7 @@ class Announcement(_message.Message):
     TOKENIZER_FIELD_NUMBER: _ClassVar[int]
     ISSUED_AT_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
+    MEMBERSHIP_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     swarm: str
     peer: str
@@ -161,7 +164,8 @@ class Announcement(_message.Message):
     tokenizer: str
     issued_at: float
     values: _containers.RepeatedCompositeFieldContainer[CellValue]
-    def __init__(self, protocol: _Optional[int] = ..., swarm: _Optional[str] = ..., peer: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., epoch: _Optional[bytes] = ..., head: _Optional[int] = ..., name: _Optional[str] = ..., model: _Optional[str] = ..., tokenizer: _Optional[str] = ..., issued_at: _Optional[float] = ..., values: _Optional[_Iterable[_Union[CellValue, _Mapping]]] = ...) -> None: ...
+    membership: bytes
+    def __init__(self, protocol: _Optional[int] = ..., swarm: _Optional[str] = ..., peer: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., epoch: _Optional[bytes] = ..., head: _Optional[int] = ..., name: _Optional[str] = ..., model: _Optional[str] = ..., tokenizer: _Optional[str] = ..., issued_at: _Optional[float] = ..., values: _Optional[_Iterable[_Union[CellValue, _Mapping]]] = ..., membership: _Optional[bytes] = ...) -> None: ...
 
 class SignedAnnouncement(_message.Message):
     __slots__ = ("body", "signature")
@@ -172,16 +176,18 @@ class SignedAnnouncement(_message.Message):
     def __init__(self, body: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("swarm", "epoch", "cursor", "max_groups")
+    __slots__ = ("swarm", "epoch", "cursor", "max_groups", "membership")
     SWARM_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     CURSOR_FIELD_NUMBER: _ClassVar[int]
     MAX_GROUPS_FIELD_NUMBER: _ClassVar[int]
+    MEMBERSHIP_FIELD_NUMBER: _ClassVar[int]
     swarm: str
     epoch: bytes
     cursor: int
     max_groups: int
-    def __init__(self, swarm: _Optional[str] = ..., epoch: _Optional[bytes] = ..., cursor: _Optional[int] = ..., max_groups: _Optional[int] = ...) -> None: ...
+    membership: bytes
+    def __init__(self, swarm: _Optional[str] = ..., epoch: _Optional[bytes] = ..., cursor: _Optional[int] = ..., max_groups: _Optional[int] = ..., membership: _Optional[bytes] = ...) -> None: ...
 
 class PullResponse(_message.Message):
     __slots__ = ("epoch", "cursor", "group")
