@@ -26,7 +26,6 @@ EXPERIMENTS: Mapping[str, str] = {
     "poison": "node.lab.experiments.poison",
     "reuse": "node.lab.experiments.reuse",
     "comparative-advantage": "node.lab.experiments.comparative_advantage",
-    "truncation": "node.lab.experiments.truncation",
     "ablation": "node.lab.experiments.ablation",
     "peer-scoring": "node.lab.experiments.peer_scoring",
 }

@@ -19,25 +19,34 @@ SAPO: Tables = {
     "foreign": {"type": "sapo_plain", "low": 0.2, "high": 0.28},
 }
 
+#: What a rollout is worth that was cut off, where it is not simply scored. Where only the last answer counts, one that
+#: has answered loses nothing by going on, and peers learn it from each other.
+CUT_OFF = ("failed", "ignored")
+
 #: Pool: every own group, and as many of others' on top, which cost no sampling.
 SHARED = {"own_groups": 8, "foreign_groups": 8, "own_capacity": 8}
 
 
 def sharing(world: str, question: str, setting: str) -> Experiment:
     ours = [_arm(f"{i}+{j}", world, i, j) for i, j in ((8, 0), (6, 2), (4, 4), (2, 6), (8, 8), (8, 24))]
+    cut_off = [_arm(f"8+24,{way}", world, 8, 24, {"learner": {"truncated": way}}) for way in CUT_OFF]
     theirs = [_arm(f"sapo-{i}+{j}", world, i, j, SAPO) for i, j in ((8, 0), (6, 2), (4, 4), (2, 6))]
     return Experiment(
         name=f"sharing-{world}",
         version=1,
         question=question,
         setting=f"{setting} {NODES} nodes, {STEPS} steps each, groups of 8 rollouts, tasks drawn uniformly.",
-        arms=[*ours, *theirs],
-        comparisons=_comparisons([a.name for a in ours], [a.name for a in theirs]),
+        arms=[*ours, *cut_off, *theirs],
+        comparisons=[
+            *_comparisons([a.name for a in ours], [a.name for a in theirs]),
+            *(Comparison(a.name, ours[-1].name) for a in cut_off),
+        ],
         metrics=LEARNED
         | {
             "reward": Metric("cumulative reward", ".1f"),
             "reward_gain": Metric("cumulative gain", ".1f"),
             "worst": Metric("gain of the worst node", ".1%"),
+            "own_truncated_share": Metric("cut off", ".1%", higher_is_better=False),
         }
         | COSTS,
         plots=[PASS, PASS_BY_COST, REWARD],
