@@ -254,6 +254,8 @@ class LearnerConfig(Table):
     updates_per_batch: PositiveInt = 1
     tokens_per_micro_batch: PositiveInt = 16_384
     """Padded tokens in one forward pass."""
+    packing: bool = True
+    """Fill rows up with several rollouts, and encode a prompt once for those of it, where the model can."""
     logit_chunk: PositiveInt = 4096
     """Action tokens whose logits exist at the same time."""
     min_advantage: NonNegativeFloat = 0.02
@@ -327,3 +329,12 @@ class PoolConfig(Table):
     """... or that are older than this by the wall clock."""
     peer_share: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Of a step's foreign groups, at most this share (at least one group) from one origin while others are waiting."""
+    lineage_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """The same for all origins that are reached in one network (/24, or /48 of IPv6)."""
+    newcomer_share: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """All origins that have not taught us anything yet together: at most this share (at least one group) of a step's
+    groups, and of the room for waiting ones. What they do not use is free; what others do not use is not theirs."""
+    distinct: bool = True
+    """Whether a group is refused whose texts came before, for the same task."""
+    max_length_ratio: PositiveFloat = 4.0
+    """Where we mostly succeed, peers' responses that are longer than so many of our own are not learned from."""

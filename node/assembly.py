@@ -16,11 +16,13 @@ from node.engine.trainer import PolicyTrainer
 from node.intake import Intake
 from node.journal import GroupJournal
 from node.learning import Learning
+from node.precedents import Precedents
 from node.producer import Author, Producer
 from node.progress import Progress
 from node.rl.demand import announced_values
 from swarm.manifest import Manifest
 from swarm.membership import Membership
+from swarm.net.standing import Standing
 from swarm.tasks.base import Judge
 from swarm.types import PolicyVersion
 from swarm.wire.identity import Identity
@@ -46,6 +48,7 @@ class Hands:
     author: Author
     producer: Producer
     intake: Intake
+    precedents: Precedents
 
 
 def trainer_of(config: NodeConfig, policy: Policy, probe: np.ndarray | None, version: PolicyVersion) -> PolicyTrainer:
@@ -74,6 +77,7 @@ def hands_of(
     judges: tuple[Judge, Judge],
     journal: GroupJournal,
     mind: Mind,
+    standing: Standing,
     wall_clock: Callable[[], float] = time.time,
 ) -> Hands:
     """`judges`: of our own groups and of strangers'. `wall_clock`: unix seconds."""
@@ -101,6 +105,7 @@ def hands_of(
         running=mind.running,
         ledger=progress.ledger,
     )
+    precedents = Precedents(config.pool)
     intake = Intake(
         me=identity.peer_id,
         manifest=manifest,
@@ -112,6 +117,8 @@ def hands_of(
         tracker=progress.tracker,
         version=lambda: trainer.version,
         ledger=progress.ledger,
+        precedents=precedents,
+        banned=standing.banned,
         wall_clock=wall_clock,
     )
-    return Hands(author=author, producer=producer, intake=intake)
+    return Hands(author=author, producer=producer, intake=intake, precedents=precedents)

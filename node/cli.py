@@ -26,6 +26,7 @@ EPILOG = """\
 examples:
   swarm-node run configs/solo.toml                       one node, alone
   swarm-node run configs/local.toml --set name=second    a setting changed for this run
+  swarm-node join reasoning.swarm.toml                   one node, in a swarm of strangers
   swarm-node status runs/solo --watch                    what it is doing
   swarm-node COMMAND --help                              more on one command
 
@@ -47,6 +48,11 @@ class Command:
 
 COMMANDS: Mapping[str, Command] = {
     "run": Command("node.commands.run", "run a node until it is stopped"),
+    "join": Command("node.commands.join", "join a swarm with its file, and run"),
+    "init": Command("node.commands.init", "make a node's directory, identity and config"),
+    "swarm": Command("node.commands.swarm", "make, show and check swarm files"),
+    "doctor": Command("node.commands.doctor", "test this machine, its network and a config, and say what to do"),
+    "bootstrap": Command("node.commands.bootstrap", "run a seed peer, whom newcomers ask first"),
     "demo": Command("node.demo.command", "watch a small swarm learn on this machine"),
     "status": Command("node.commands.status", "show what a running node is doing"),
     "seed": Command("node.commands.seed", "make the built-in seed model"),

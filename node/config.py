@@ -235,7 +235,17 @@ ExchangeConfig = Annotated[P2PExchange | NoExchange, Field(discriminator="type")
 
 class SwarmConfig(Table):
     name: str = "local"
-    """With the task sources and the protocol it makes the swarm's id; nodes with another id never mix."""
+    """With the task sources and the protocol it makes the swarm's id; nodes with another id never mix. Not of a swarm
+    that is a file."""
+    file: Path | None = None
+    """A signed swarm file (`swarm-node swarm create`), instead of a name and [[tasks]]: tasks, weights, limits and the
+    first peers are the file's."""
+    key_file: Path | None = None
+    """Holds the key of a swarm whose file asks for one."""
+    files: dict[str, Path] = Field(default_factory=dict)
+    """Where the swarm file's JSONL sources are here, by name; they are never fetched, and must have its digests."""
+    trust_plugins: tuple[str, ...] = ()
+    """ "module:factory" of plug-ins that may be imported when the swarm file names them."""
 
 
 # The daemon -----------------------------------------------------------------------------------------------------------
@@ -325,7 +335,8 @@ class NodeConfig(Table):
     foreign_score_timeout_s: PositiveFloat = 5.0
     """For scoring one group of a peer's; repeated, it counts against the peer."""
     policy: PolicyConfig = PolicyConfig()
-    tasks: tuple[TaskConfig, ...] = Field(min_length=1)
+    tasks: tuple[TaskConfig, ...] = Field(default=(), min_length=1)
+    """At least one, unless they are a swarm file's."""
     sampler: SamplerConfig = SamplerConfig()
     engine: EngineConfig = AutoEngine()
     tracker: TrackerConfig = TrackerConfig()

@@ -11,11 +11,13 @@ import asyncio
 import gc
 import logging
 import signal
+import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
 import uvloop
 
+from node.appetite import Appetite
 from node.assembly import Hands, Mind, hands_of, trainer_of
 from node.checkpoint import CheckpointStore, restore_optimizer
 from node.config import NodeConfig, NoExchange
@@ -23,12 +25,14 @@ from node.datadir import DataDirectory
 from node.engine.opening import choose, open_generator
 from node.engine.policy import load_policy, prepare_process
 from node.evaluation import Evaluation
+from node.joining import check_policy, joining
 from node.journal import Journal
 from node.learning import Learning
 from node.metrics import MetricsLog
 from node.operated import RunningNode
 from node.pool import RolloutPool
 from node.progress import SAMPLING_RNG, Progress
+from node.rl.demand import announced_values
 from node.rpc import RpcServer
 from node.settings import doubts, task_specs
 from swarm.manifest import Manifest
@@ -36,6 +40,7 @@ from swarm.membership import Membership
 from swarm.net.base import Exchange
 from swarm.net.exchange import P2PExchange
 from swarm.net.memory import Hub
+from swarm.net.standing import Standing
 from swarm.tasks.base import Judge
 from swarm.tasks.judge import ProcessJudge
 from swarm.wire.identity import Identity
@@ -72,6 +77,8 @@ async def open_node(
     config: NodeConfig, stack: AsyncExitStack, stopping: asyncio.Event, join: Join | None = None
 ) -> RunningNode:
     """Opens everything on `stack`, which closes it. `join` replaces the config's exchange. Raises SwarmError."""
+    swarm = joining(config)
+    config = swarm.config
     data = DataDirectory(config.data_dir)
     stack.enter_context(data.lock())
     identity = Identity.load_or_create(data.identity)
@@ -80,12 +87,14 @@ async def open_node(
     judge = await stack.enter_async_context(ProcessJudge(specs, timeout_s=config.score_timeout_s))
     # Strangers' texts are judged apart: what they make hang holds up nothing of ours.
     foreign_judge = await stack.enter_async_context(ProcessJudge(specs, timeout_s=config.foreign_score_timeout_s))
-    manifest = Manifest.of(config.swarm.name, judge.sources)
-    membership = Membership(swarm=manifest.id)
-    mind, metrics_log = await _open_mind(config, stack, data, judge)
-    exchange = await stack.enter_async_context((join or _exchange(config, data))(identity, membership, journal))
-    hands = hands_of(config, identity, manifest, membership, (judge, foreign_judge), journal, mind)
-    node = _assemble(config, journal, judge, mind, hands, exchange, metrics_log, stopping)
+    manifest, membership = swarm.agreed(judge.sources)
+    standing = Standing(time.monotonic, data.standing)
+    stack.callback(standing.save)
+    mind, metrics_log = await _open_mind(config, stack, data, judge, manifest, standing)
+    join = join or _exchange(config, data, standing, mind)
+    exchange = await stack.enter_async_context(join(identity, membership, journal))
+    hands = hands_of(config, identity, manifest, membership, (judge, foreign_judge), journal, mind, standing)
+    node = _assemble(config, journal, judge, mind, hands, exchange, standing, metrics_log, stopping)
     rpc = await stack.enter_async_context(RpcServer(config.rpc, node))
     stack.enter_context(data.serving(rpc.address))
     log.info("%s is up: peer %s, RPC at %s, step %d", config.name, identity.peer_id, rpc.address, mind.progress.steps)
@@ -93,13 +102,19 @@ async def open_node(
 
 
 async def _open_mind(
-    config: NodeConfig, stack: AsyncExitStack, data: DataDirectory, judge: Judge
+    config: NodeConfig,
+    stack: AsyncExitStack,
+    data: DataDirectory,
+    judge: Judge,
+    manifest: Manifest,
+    standing: Standing,
 ) -> tuple[Mind, MetricsLog]:
     """From the newest checkpoint, where there is one."""
     store = CheckpointStore(data.checkpoints, config.checkpoint.keep)
     checkpoint = await asyncio.to_thread(store.latest)
     policy = await asyncio.to_thread(load_policy, config.policy, checkpoint.model_dir if checkpoint else None)
     progress = Progress(config, policy, judge.sources, checkpoint)
+    check_policy(manifest, progress.fingerprint, policy.codec.fingerprint)
     chosen = choose(config, policy)
     trainer = await stack.enter_async_context(trainer_of(config, policy, chosen.probe, progress.version))
     if checkpoint:
@@ -126,6 +141,8 @@ async def _open_mind(
         config=config.checkpoint,
         running=running,
         metrics_log=metrics_log,
+        credit=standing.credit,
+        appetite=Appetite(config.pool.foreign_groups),
     )
     mind = Mind(
         policy=policy, progress=progress, trainer=trainer, generator=generator, learning=learning, running=running
@@ -140,6 +157,7 @@ def _assemble(
     mind: Mind,
     hands: Hands,
     exchange: Exchange,
+    standing: Standing,
     metrics_log: MetricsLog,
     stopping: asyncio.Event,
 ) -> RunningNode:
@@ -148,10 +166,11 @@ def _assemble(
         config=config,
         author=hands.author,
         journal=journal,
-        pool=RolloutPool(config.pool, progress.drawing_rng, progress.ledger.counters),
+        pool=RolloutPool(config.pool, progress.drawing_rng, progress.ledger.counters, standing, hands.precedents),
         producer=hands.producer,
         intake=hands.intake,
         exchange=exchange,
+        standing=standing,
         generator=mind.generator,
         learning=mind.learning,
         evaluation=Evaluation(
@@ -171,7 +190,7 @@ def _assemble(
     )
 
 
-def _exchange(config: NodeConfig, data: DataDirectory) -> Join:
+def _exchange(config: NodeConfig, data: DataDirectory, standing: Standing, mind: Mind) -> Join:
     def join(identity: Identity, membership: Membership, journal: Journal) -> AbstractAsyncContextManager[Exchange]:
         if isinstance(config.exchange, NoExchange):
             return Hub().join(identity.peer_id, journal)
@@ -184,6 +203,10 @@ def _exchange(config: NodeConfig, data: DataDirectory) -> Join:
             cursors=journal,
             limits=config.limits,
             peers_file=data.peers,
+            known=journal.known,
+            worth=lambda: announced_values(mind.progress.tracker, mind.trainer.version),
+            standing=standing,
+            appetite=lambda: mind.learning.appetite.groups_per_s,
         )
 
     return join

@@ -7,6 +7,7 @@ DATA_DIR/
     checkpoints/     node/checkpoint.py
     rpc              {"address": "127.0.0.1:40123", "pid": 4711} while a daemon serves
     peers.json       who was alive last
+    standing.json    what peers have earned with us (swarm/net/standing.py)
     metrics.jsonl    one record a step
 """
 
@@ -53,6 +54,10 @@ class DataDirectory:
     @property
     def peers(self) -> Path:
         return self.path / "peers.json"
+
+    @property
+    def standing(self) -> Path:
+        return self.path / "standing.json"
 
     @property
     def metrics(self) -> Path:

@@ -56,15 +56,16 @@ class Experience:
     mean: float = field(init=False)
     worst: float = field(init=False)
     use: float = field(init=False)
-    """Mean of (r - v)^2 over the scored rollouts: what there was to learn when it arrived, by our own values."""
+    """Mean of max(r - v, 0)^2 over the scored rollouts: what there was to learn when it arrived, by our own values. What
+    went worse than we would have expected is no lesson: anybody can fail."""
 
     def __post_init__(self) -> None:
         rewards = self.rewards[self.scored].tolist() or [0.0]
         object.__setattr__(self, "best", max(rewards))
         object.__setattr__(self, "mean", math.fsum(rewards) / len(rewards))
         object.__setattr__(self, "worst", min(rewards))
-        errors = [(reward - self.value) ** 2 for reward in self.rewards[self.scored].tolist()]
-        object.__setattr__(self, "use", math.fsum(errors) / max(len(errors), 1))
+        gains = [max(reward - self.value, 0.0) ** 2 for reward in self.rewards[self.scored].tolist()]
+        object.__setattr__(self, "use", math.fsum(gains) / max(len(gains), 1))
 
     @property
     def scores(self) -> list[float | None]:

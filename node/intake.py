@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import numpy as np
+
 from node.algorithms import Truncated
 from node.experience import Experience, Judged, rewards_of
 from node.journal import GroupJournal
 from node.ledger import Ledger
+from node.precedents import Precedents
 from node.rl.tracker import ValueTracker
 from swarm.limits import Limits
 from swarm.manifest import Manifest
@@ -35,6 +38,8 @@ class Intake:
         tracker: ValueTracker,
         version: Callable[[], PolicyVersion],
         ledger: Ledger,
+        precedents: Precedents,
+        banned: Callable[[PeerId], bool],
         wall_clock: Callable[[], float],
     ) -> None:
         self._me = me
@@ -47,6 +52,8 @@ class Intake:
         self._tracker = tracker
         self._version = version
         self._ledger = ledger
+        self._precedents = precedents
+        self._banned = banned
         self._wall_clock = wall_clock
 
     async def judge(self, received: Received) -> tuple[Findings, Judged | None]:
@@ -60,6 +67,8 @@ class Intake:
             limits=self._limits,
             known=self._journal.known,
             now=self._wall_clock(),
+            banned=self._banned,
+            copied=self._precedents.copied,
         )
         signed, task = findings.signed, findings.task
         self._ledger.verdict(findings.origin, signed.id if signed else None, findings.verdict)
@@ -68,6 +77,9 @@ class Intake:
         version = self._version()
         value = self._tracker.value(task, version)
         rewards, scored = rewards_of(signed.group.rollouts, findings.scores, self._truncated)
+        overlong = self._precedents.overlong(task, value, signed.group.rollouts)
+        self._ledger.counters["overlong_rollouts"] += int(np.count_nonzero(scored & overlong))
+        scored &= ~overlong
         for reward in rewards[scored].tolist():
             self._tracker.observe_peer(task, reward, version)
         experience = Experience(

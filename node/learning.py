@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import TypeVar
 import torch
 
 from node.algorithms import ForeignConfig
+from node.appetite import Appetite
 from node.checkpoint import CheckpointStore, optimizer_tensors
 from node.config import CheckpointConfig
 from node.engine.base import StepReport, Weights
@@ -29,7 +30,8 @@ from node.metrics import MetricsLog
 from node.pool import RolloutPool
 from node.progress import Progress
 from node.rl.foreign import FOREIGN
-from swarm.types import Task
+from node.rl.lessons import credits
+from swarm.types import PeerId, Task
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -47,7 +49,10 @@ class Learning:
         config: CheckpointConfig,
         running: asyncio.Event,
         metrics_log: MetricsLog,
+        credit: Callable[[PeerId, float], None],
+        appetite: Appetite,
     ) -> None:
+        """`credit` is told what a step was worth to whom (`node.rl.lessons.credits`)."""
         self._policy = policy
         self._trainer = trainer
         self._progress = progress
@@ -56,6 +61,8 @@ class Learning:
         self._config = config
         self._running = running
         self._metrics_log = metrics_log
+        self._credit = credit
+        self.appetite = appetite
         self._last_step = asyncio.get_running_loop().time()
         self._between_steps = asyncio.Lock()
         self._saving = asyncio.Lock()
@@ -102,16 +109,21 @@ class Learning:
         ledger = self._progress.ledger
         ledger.counters["foreign_tokens"] += sum(e.group.num_sampled for e in batch if not e.own)
         ledger.counters["foreign_groups_trained"] += sum(not e.own for e in batch)
+        ledger.counters["gated_rollouts"] += sum(lesson.gated for lesson in report.lessons.values())
+        for origin, use in credits(batch, report.lessons).items():
+            self._credit(origin, use)
         if report.metrics.get("skipped_update"):
             ledger.warn("a step changed nothing: its gradient was not finite (skipped_update in metrics.jsonl)")
-        self._record(report, own_tokens=sum(e.group.num_sampled for e in batch if e.own))
+        self._record(report, batch)
         stepped, self._stepped = self._stepped, asyncio.Event()
         stepped.set()
 
-    def _record(self, report: StepReport, own_tokens: int) -> None:
+    def _record(self, report: StepReport, batch: Sequence[Experience]) -> None:
         now = asyncio.get_running_loop().time()
-        rate = own_tokens / max(now - self._last_step, 1e-3)  # the loop's clock has milliseconds
+        seconds = max(now - self._last_step, 1e-3)  # the loop's clock has milliseconds
+        rate = sum(e.group.num_sampled for e in batch if e.own) / seconds
         self._last_step = now
+        self.appetite.stepped(batch, seconds)
         metrics = report.metrics | {"tokens_per_s": rate} | self._progress.ledger.take_refused_share()
         report = replace(report, metrics=metrics | self._alarmed(metrics))
         self._progress.ledger.step(self.steps, report)

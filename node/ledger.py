@@ -32,6 +32,8 @@ COUNTERS: Mapping[str, str] = {
     "foreign_tokens": "tokens in them",
     "stale_groups": "groups dropped at the draw because they were too old",
     "dropped_groups": "peers' groups pushed out of a full pool",
+    "overlong_rollouts": "peers' rollouts not learned from, because they were needlessly long",
+    "gated_rollouts": "peers' rollouts not learned from, because they were too unlikely to us",
     "checkpoints": "checkpoints written",
     "weight_updates": "policy versions that the engine took over",
     "engine_restarts": "times that the engine was started again",

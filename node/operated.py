@@ -23,6 +23,7 @@ from node.producer import Author, Producer
 from node.rl.tracker import ValueTracker
 from swarm.errors import SwarmError
 from swarm.net.base import Exchange
+from swarm.net.standing import Standing
 from swarm.types import Announcement, family_of
 from swarm.wire.v1 import node_pb2
 
@@ -40,6 +41,7 @@ class RunningNode:
     producer: Producer
     intake: Intake
     exchange: Exchange
+    standing: Standing
     generator: Generator
     learning: Learning
     evaluation: Evaluation
@@ -115,7 +117,7 @@ class RunningNode:
             network=self.exchange.state,
         )
         level = self.pool.level
-        pool = {"pool_own": level.own, "pool_foreign": level.foreign}
+        pool = {"pool_own": level.own, "pool_foreign": level.foreign, "pool_newcomers": level.newcomers}
         self.ledger.fill(status, pool | self.delay.gauges() | dict(self.generator.gauges()))
         values = self.tracker.source_values(self.ledger.policy_version)
         status.values.update({family_of(source): value for source, value in values.items()})
@@ -133,6 +135,9 @@ class RunningNode:
                 cursor=info.cursor,
                 admitted=self.ledger.admitted[info.peer],
                 refused=self.ledger.refusals_of(info.peer),
+                trust=self.standing.trust(info.peer),
+                trusted=self.standing.trusted(info.peer),
+                ban_s=self.standing.ban_s(info.peer),
             )
             for info in self.exchange.peers()
         ]

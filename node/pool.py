@@ -1,7 +1,8 @@
 """Where judged groups wait to be trained on.
 
 Our own work is back-pressured: the producers wait when `own_capacity` groups are waiting. Peers' work is dropped,
-oldest first, and from the origin that has most of them waiting: a peer can neither make us wait nor push others out.
+oldest first, and from the origin that has most of them waiting, in the lineage that has: a peer can neither make us
+wait nor push others out. Newcomers have a room of their own, and push out nobody else.
 
 Freshness is enforced here, when groups are drawn, because a bounded queue does not bound staleness: a slow rollout is
 overtaken while it is being sampled. Own groups age by our policy versions. A peer's version number says nothing about
@@ -14,11 +15,13 @@ import asyncio
 import math
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from node.algorithms import PoolConfig
 from node.experience import Experience
+from node.precedents import Precedents
+from node.quotas import Quotas, Standing, at_least_one, newcomers
 from node.rl.share import share_of
 from swarm.types import PeerId, PolicyVersion, Task
 
@@ -32,13 +35,25 @@ class PoolLevel:
 
     own: int
     foreign: int
+    newcomers: int
+    """Of the foreign ones: of origins that have not taught us anything yet."""
 
 
 class RolloutPool:
     """`counters` are incremented: stale_groups and dropped_groups."""
 
-    def __init__(self, config: PoolConfig, rng: random.Random, counters: Counter[str]) -> None:
+    def __init__(
+        self,
+        config: PoolConfig,
+        rng: random.Random,
+        counters: Counter[str],
+        standing: Standing,
+        precedents: Precedents,
+    ) -> None:
+        """`precedents` are told of all that comes in."""
         self._config = config
+        self._standing = standing
+        self._precedents = precedents
         self._share = share_of(config)
         self._counters = counters
         self._rng = rng
@@ -48,20 +63,20 @@ class RolloutPool:
 
     @property
     def level(self) -> PoolLevel:
-        return PoolLevel(own=self._own.qsize(), foreign=self._waiting)
+        return PoolLevel(own=self._own.qsize(), foreign=self._waiting, newcomers=self._num_waiting(self._newcomers()))
 
     async def put_own(self, experience: Experience) -> None:
         """Waits while the pool is full."""
+        self._precedents.add(experience)
         await self._own.put(experience)
 
     def put_foreign(self, experience: Experience) -> None:
         """Never waits; the fullest origin loses its oldest group when there is no room."""
-        if self._waiting >= self._config.foreign_capacity:
-            fullest = max(self._foreign, key=lambda origin: len(self._foreign[origin]))
-            self._foreign[fullest].popleft()
-            self._waiting -= 1
-            self._counters["dropped_groups"] += 1
-        self._foreign.setdefault(experience.group.origin, deque()).append(experience)
+        self._precedents.add(experience)
+        origin = experience.group.origin
+        if crowd := self._crowd(origin):
+            self._drop_from(crowd)
+        self._foreign.setdefault(origin, deque()).append(experience)
         self._waiting += 1
 
     async def draw(
@@ -97,21 +112,49 @@ class RolloutPool:
         return [(experience, current) for _, current, experience in keyed]
 
     def _first(self, wanted: Sequence[tuple[Experience, float]], groups: int) -> list[Experience]:
-        """The first `groups` of them, capped per origin."""
-        share, taken, drawn = self._origin_share(groups), dict[PeerId, int](), list[Experience]()
-        for experience, current in wanted:
-            origin = experience.group.origin
-            if len(drawn) == groups:
-                break
-            if taken.get(origin, 0) < share:
-                taken[origin] = taken.get(origin, 0) + 1
-                drawn.append(replace(experience, value=current))
-        return drawn
+        """The first `groups` of them, as far as everybody's quota goes."""
+        quotas = Quotas(self._config, self._standing, groups, self._foreign)
+        drawn = [(e, current) for e, current in wanted if quotas.take(e.group.origin)]
+        surplus = quotas.surplus(self._config.own_groups)
+        kept = list[Experience]()
+        for experience, current in reversed(drawn):  # the least wanted newcomers' go
+            if surplus and quotas.is_newcomer(experience.group.origin):
+                surplus -= 1
+            else:
+                kept.append(replace(experience, value=current))
+        return kept[::-1]
 
-    def _origin_share(self, groups: int) -> int:
-        """Of so many groups, per origin: `peer_share`, or a fair part where there are fewer origins than that needs."""
-        origins = max(1, len(self._foreign))
-        return max(1, math.ceil(groups * max(self._config.peer_share, 1 / origins)))
+    def _crowd(self, origin: PeerId) -> Collection[PeerId]:
+        """Among whom there is a group too many when `origin` brings one more; empty while there is room."""
+        room = at_least_one(self._config.newcomer_share, self._config.foreign_capacity)
+        if self._waiting < room:
+            return ()
+        new = newcomers(self._config, self._standing, {*self._foreign, origin})
+        waiting = self._num_waiting(new)
+        if origin in new and waiting >= room:
+            return new & self._foreign.keys()
+        if self._waiting < self._config.foreign_capacity:
+            return ()
+        # Newcomers beyond their room were none when they came in.
+        return new & self._foreign.keys() if waiting > room else self._foreign.keys() - new or self._foreign.keys()
+
+    def _drop_from(self, crowd: Collection[PeerId]) -> None:
+        lineages = {origin: self._standing.lineage(origin) or origin for origin in self._foreign if origin in crowd}
+        crowding = Counter[str]()
+        for origin, lineage in lineages.items():
+            crowding[lineage] += len(self._foreign[origin])
+        fullest = max(lineages, key=lambda origin: (crowding[lineages[origin]], len(self._foreign[origin])))
+        self._foreign[fullest].popleft()
+        if not self._foreign[fullest]:
+            del self._foreign[fullest]
+        self._waiting -= 1
+        self._counters["dropped_groups"] += 1
+
+    def _newcomers(self) -> set[PeerId]:
+        return newcomers(self._config, self._standing, self._foreign)
+
+    def _num_waiting(self, origins: Collection[PeerId]) -> int:
+        return sum(len(self._foreign.get(origin, ())) for origin in origins)
 
     def _drop_stale(self, version: PolicyVersion, now: float) -> None:
         for waiting in self._foreign.values():

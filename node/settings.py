@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,21 @@ from node.config import (
     RpcConfig,
     TaskConfig,
 )
-from node.config_errors import Complaint, complaints, shown
+from swarm.config_errors import Complaint, complaints, shown
 from swarm.errors import ConfigError
 from swarm.tasks.base import SourceSpec, canonical_json
 
 #: Keys of a file (in tables, and in the tables of a list) that name other files.
-FILE_KEYS = (("rpc", "token_file"), ("rpc", "tls_cert"), ("rpc", "tls_key"), ("tasks", "path"))
+FILE_KEYS = (
+    ("rpc", "token_file"),
+    ("rpc", "tls_cert"),
+    ("rpc", "tls_key"),
+    ("swarm", "file"),
+    ("swarm", "key_file"),
+    ("tasks", "path"),
+)
+#: Keys whose tables name them.
+FILE_TABLES = (("swarm", "files"),)
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> NodeConfig:
@@ -47,6 +56,8 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> NodeConfig:
         config, wrong = None, complaints(error, NodeConfig)
     if config is not None:
         wrong = check(config)
+    if "tasks" not in data and not _has_swarm_file(data):
+        wrong.insert(0, Complaint("tasks", "tasks is missing"))
     if config is None or wrong:
         raise ConfigError("; ".join(f"{_where(path, overrides, c.key)}: {c.sentence}" for c in wrong))
     return config
@@ -63,6 +74,7 @@ def check(config: NodeConfig) -> list[Complaint]:
                 f"it must be at least pool.own_groups ({config.pool.own_groups}), or no step is ever made",
             )
         )
+    wrong += _check_swarm(config)
     names = [(task.type, task.name) for task in config.tasks]  # what the tracker and the evaluation tell them apart by
     for i, name in enumerate(names):
         if (first := names.index(name)) != i:
@@ -74,6 +86,20 @@ def check(config: NodeConfig) -> list[Complaint]:
         except ConfigError as error:
             wrong.append(Complaint(key, str(error)))
     return wrong
+
+
+def _check_swarm(config: NodeConfig) -> Iterator[Complaint]:
+    if config.swarm.file is None:
+        for key in ("key_file", "files", "trust_plugins"):
+            if getattr(config.swarm, key):
+                yield Complaint(f"swarm.{key}", f"swarm.{key} needs swarm.file")
+    elif config.tasks:
+        yield Complaint("tasks", "tasks and swarm.file exclude each other; a swarm file's tasks are the only ones")
+
+
+def _has_swarm_file(data: Mapping[str, Any]) -> bool:
+    swarm = data.get("swarm")
+    return isinstance(swarm, Mapping) and "file" in swarm
 
 
 def doubts(config: NodeConfig) -> list[str]:
@@ -146,6 +172,11 @@ def _anchor(data: dict[str, Any], base: Path) -> None:
         for table in tables if isinstance(tables, list) else [tables]:
             if isinstance(table, dict) and isinstance(table.get(key), str):
                 table[key] = str(base / table[key])
+    for name, key in FILE_TABLES:
+        table = data.get(name)
+        paths = table.get(key) if isinstance(table, dict) else None
+        if isinstance(paths, dict):
+            paths.update({label: str(base / path) for label, path in paths.items() if isinstance(path, str)})
     policy = data.get("policy")
     model = policy.get("model") if isinstance(policy, dict) else None
     if isinstance(policy, dict) and isinstance(model, str) and model != "seed" and (base / model).exists():

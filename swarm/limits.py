@@ -18,3 +18,8 @@ class Limits(BaseModel):
     """Per rollout."""
     max_age_s: PositiveFloat = 900.0
     max_clock_skew_s: PositiveFloat = 600.0
+    max_probability: PositiveFloat = 1.5
+    """Sum over a group's distinct responses of what its author says their probabilities are. Honest ones add up to 1 at
+    most; the rest is room for an engine's rounding."""
+    max_coincidence: PositiveFloat = 40.0
+    """Nats: how unlikely it may be, by the author's own log-probabilities, that responses of a group are alike."""

@@ -31,6 +31,12 @@ class Manifest:
 
     name: str
     sources: tuple[AgreedSource, ...]
+    models: frozenset[str] = frozenset()
+    """Fingerprints of the models that may take part; empty for any."""
+    tokenizers: frozenset[str] = frozenset()
+    """The same of tokenizers."""
+    file: str = ""
+    """The id of the signed file that all of this is from (swarm/file.py), which is then the swarm's; else empty."""
 
     @classmethod
     def of(cls, name: str, sources: Iterable[SourceInfo]) -> Manifest:
@@ -41,6 +47,8 @@ class Manifest:
     @cached_property
     def id(self) -> str:
         """The first 32 hex digits of the SHA-256 of all that is agreed on, the protocol's version included."""
+        if self.file:
+            return self.file
         agreed = [PROTOCOL, self.name, [[s.name, s.version, s.config] for s in sorted(self.sources)]]
         canonical = json.dumps(agreed, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:ID_CHARS]
@@ -48,3 +56,10 @@ class Manifest:
     def admits(self, ref: TaskRef) -> bool:
         """Whether `ref` names a task of this swarm's sources. Whether there is such a task only its source knows."""
         return AgreedSource(name=ref.source, version=ref.version, config=ref.config) in self.sources
+
+    def model_complaint(self, model: str, tokenizer: str) -> str | None:
+        """Why a policy of these fingerprints may not take part; None if it may."""
+        for what, given, allowed in (("model", model, self.models), ("tokenizer", tokenizer, self.tokenizers)):
+            if allowed and given not in allowed:
+                return f"{what} {given} is not among the {len(allowed)} that this swarm allows"
+        return None

@@ -9,11 +9,16 @@ from __future__ import annotations
 import hashlib
 import hmac
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from swarm.errors import ConfigError
 from swarm.types import PeerId
 
 PROOF_BYTES = 32
 DOMAIN = b"swarm/v1/member\0"
+KEY_DOMAIN = b"swarm/v1/key\0"
+MIN_KEY_BYTES, MAX_KEY_BYTES = 16, 4096
+"""The digest of a key is public, and so are proofs of it: a short one could be guessed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,3 +47,24 @@ class Membership:
         if self.key is not None and not hmac.compare_digest(proof, self.proof(peer)):
             return f"{peer} does not show the swarm's key"
         return None
+
+
+def read_key(path: Path) -> bytes:
+    """A swarm's key as a file has it, without white space around it. Raises ConfigError."""
+    try:
+        with path.open("rb") as file:
+            key = file.read(MAX_KEY_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"key file {path}: cannot be read: {error.strerror}") from error
+    if len(key) > MAX_KEY_BYTES:
+        raise ConfigError(f"key file {path}: has more than {MAX_KEY_BYTES} bytes")
+    if len(key.strip()) < MIN_KEY_BYTES:
+        raise ConfigError(
+            f"key file {path}: has a key of {len(key.strip())} bytes; it must be at least {MIN_KEY_BYTES}"
+        )
+    return key.strip()
+
+
+def key_digest(name: str, key: bytes) -> str:
+    """What a swarm file may say of its key: 64 hex digits, other ones for the same key in a swarm of another name."""
+    return hashlib.sha256(KEY_DOMAIN + f"{name}\0".encode() + key).hexdigest()

@@ -9,6 +9,7 @@ Shapes: T = sampled tokens of one turn, G = rollouts of one group.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -158,8 +159,10 @@ class SamplingParams:
 def end_of_stop(text: str, stop: Sequence[str]) -> int | None:
     """UTF-8 bytes of `text` up to the end of the stop string that ends first; None where it has none."""
     encoded = text.encode()
-    pieces = [piece.encode() for piece in stop]
-    return min((encoded.index(piece) + len(piece) for piece in pieces if piece in encoded), default=None)
+    # Not bytes.find, whose worst case costs the string's length times the text's: a literal pattern is searched with an
+    # overlap table (Knuth, Morris and Pratt), in one pass.
+    found = (re.search(re.escape(piece.encode()), encoded) for piece in stop)
+    return min((match.end() for match in found if match is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -261,14 +264,18 @@ class Reason(StrEnum):
     WRONG_PROTOCOL = "wrong_protocol"
     WRONG_SWARM = "wrong_swarm"
     WRONG_ORIGIN = "wrong_origin"
+    BANNED = "banned"
     BAD_SIGNATURE = "bad_signature"
     NOT_A_MEMBER = "not_a_member"
     STALE = "stale"
     FROM_FUTURE = "from_future"
     UNKNOWN_TASK = "unknown_task"
+    WRONG_MODEL = "wrong_model"
     BAD_SAMPLING = "bad_sampling"
     BAD_TOKENS = "bad_tokens"
+    IMPLAUSIBLE = "implausible"
     DUPLICATE = "duplicate"
+    COPIED = "copied"
     HELD_OUT = "held_out"
     UNSCORABLE = "unscorable"
 

@@ -3,11 +3,14 @@
 `verify` goes through everything in the order of `swarm.types.Reason`, cheapest first, and stops at the first refusal:
 
     decode   too_large, malformed, wrong_protocol      size and structure             swarm.wire.codec
-    CHECKS   wrong_swarm ... bad_tokens                the group by itself            the table below; pure
+    CHECKS   wrong_swarm ... implausible               the group by itself            the table below; pure
     known    duplicate                                 asks the journal
+    copied   copied                                    asks what texts came before    swarm.near_duplicates
     judge    unknown_task, held_out, unscorable        makes the task, computes the rewards
 
-The log-probabilities are the one thing that can only be found plausible: the learner bounds what they can do.
+Nobody can claim a reward: a group has no field for one, and a field that we do not know changes nothing. The
+log-probabilities are the one thing that can only be found plausible (swarm/plausible.py): the learner bounds what they
+can do, and its own likelihood decides what is learned from (node/rl/gate.py).
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from swarm.limits import Limits
 from swarm.manifest import Manifest
 from swarm.membership import Membership
 from swarm.net.base import Received
+from swarm.plausible import implausible
 from swarm.tasks.base import Judge, held_out
 from swarm.types import (
     FinishReason,
@@ -30,6 +34,7 @@ from swarm.types import (
     Reason,
     Role,
     Rollout,
+    RolloutGroup,
     SamplingParams,
     Score,
     ScoreStatus,
@@ -71,6 +76,7 @@ class Context:
     limits: Limits
     now: float
     """Unix seconds."""
+    banned: Callable[[PeerId], bool] = lambda peer: False
 
 
 # The group by itself --------------------------------------------------------------------------------------------------
@@ -92,6 +98,11 @@ def _origin(signed: SignedGroup, context: Context) -> Complaint:
     except WireError as error:
         return str(error)
     return None
+
+
+def _ban(signed: SignedGroup, context: Context) -> Complaint:
+    """Before the signature, which costs more. So it is only said to be theirs, and nobody is blamed."""
+    return "banned for a while" if context.banned(signed.group.origin) else None
 
 
 def _signature(signed: SignedGroup, context: Context) -> Complaint:
@@ -120,6 +131,10 @@ def _clock(signed: SignedGroup, context: Context) -> Complaint:
 def _task(signed: SignedGroup, context: Context) -> Complaint:
     ref = signed.group.task
     return None if context.manifest.admits(ref) else f"{ref.source} {ref.version} with that config is not in this swarm"
+
+
+def _model(signed: SignedGroup, context: Context) -> Complaint:
+    return context.manifest.model_complaint(signed.group.model, signed.group.tokenizer)
 
 
 def _sampling(signed: SignedGroup, context: Context) -> Complaint:
@@ -191,17 +206,20 @@ def _stop_string(text: str, before_last: int, stop: tuple[str, ...]) -> Complain
 CHECKS: tuple[tuple[Reason, Callable[[SignedGroup, Context], Complaint]], ...] = (
     (Reason.WRONG_SWARM, _swarm),
     (Reason.WRONG_ORIGIN, _origin),
+    (Reason.BANNED, _ban),
     (Reason.BAD_SIGNATURE, _signature),
     (Reason.NOT_A_MEMBER, _member),
     (Reason.STALE, _age),
     (Reason.FROM_FUTURE, _clock),
     (Reason.UNKNOWN_TASK, _task),
+    (Reason.WRONG_MODEL, _model),
     (Reason.BAD_SAMPLING, _sampling),
     (Reason.BAD_TOKENS, _tokens),
+    (Reason.IMPLAUSIBLE, lambda signed, context: implausible(signed.group, context.limits)),
 )
 
 #: Refusals that come before the signature is known to be good.
-UNSIGNED = frozenset({Reason.WRONG_SWARM, Reason.WRONG_ORIGIN, Reason.BAD_SIGNATURE})
+UNSIGNED = frozenset({Reason.WRONG_SWARM, Reason.WRONG_ORIGIN, Reason.BANNED, Reason.BAD_SIGNATURE})
 
 
 def check(signed: SignedGroup, context: Context) -> Verdict:
@@ -233,21 +251,27 @@ async def verify(
     limits: Limits,
     known: Callable[[GroupId], Awaitable[bool]],
     now: float,
+    banned: Callable[[PeerId], bool] = lambda peer: False,
+    copied: Callable[[RolloutGroup], str | None] = lambda group: None,
 ) -> Findings:
     """Never raises for anything that a peer can send.
 
-    `me`: our own id. `known`: whether we have this group already. `now`: unix seconds.
+    `me`: our own id. `known`: whether we have this group already. `now`: unix seconds. `banned`: whose groups are not
+    looked at. `copied`: what is wrong with texts that came before, or None.
     """
     try:
         signed = decode_group(received.body, received.signature, limits)
     except WireError as error:
         reason = next(reason for kind, reason in UNDECODABLE if isinstance(error, kind))
         return Findings(verdict=Verdict(reason=reason, detail=str(error)), origin=received.sender)
-    verdict = check(signed, Context(me=me, manifest=manifest, membership=membership, limits=limits, now=now))
+    context = Context(me=me, manifest=manifest, membership=membership, limits=limits, now=now, banned=banned)
+    verdict = check(signed, context)
     if verdict.reason in UNSIGNED:
         return Findings(verdict=verdict, origin=received.sender, signed=signed)
     if verdict.admitted and await known(signed.id):
         verdict = Verdict(reason=Reason.DUPLICATE)
+    if verdict.admitted and (copy := copied(signed.group)) is not None:
+        verdict = Verdict(reason=Reason.COPIED, detail=copy)
     if not verdict.admitted:
         return Findings(verdict=verdict, origin=signed.group.origin, signed=signed)
     return await _score(signed, judge)

@@ -46,7 +46,7 @@ async def heard(attack: Attack, groups: int) -> tuple[list[Findings], float]:
                     judge=judge,
                     manifest=manifest,
                     membership=Membership(swarm=manifest.id),
-                    limits=Limits(),
+                    limits=Limits(max_probability=1e9, max_coincidence=1e9),
                     known=unknown,
                     now=EPOCH + loop.time(),
                 )
@@ -90,7 +90,7 @@ def test_an_adversary_reaches_a_simulated_node(tmp_path: Path):
     alone = swarm(tmp_path, steps=4)
     hostile = Setup(
         members=alone.members[:1],
-        attacks=[Attack(body="degenerate", logprob=-20.0, interval_s=0.2)],
+        attacks=[Attack(body="degenerate", logprob=-0.5, interval_s=0.2)],
         exam_tasks=2,
         exam_samples=1,
     )

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from node.alarm_rules import RELATIVE, RULES
 from node.alarms import Alarm, Alarms
+from node.appetite import Appetite
 from node.assembly import trainer_of
 from node.checkpoint import CheckpointStore
 from node.commands import status
@@ -383,6 +384,8 @@ async def learner(directory: Path, **alarms: float) -> AsyncIterator[tuple[Learn
                 config=config.checkpoint,
                 running=asyncio.Event(),
                 metrics_log=metrics_log,
+                credit=lambda peer, use: None,
+                appetite=Appetite(config.pool.foreign_groups),
             ),
             progress,
         )

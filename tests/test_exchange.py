@@ -125,7 +125,8 @@ async def node(
     )
     async with exchange:
         assert exchange.state == "up"
-        await exchange.announce(announcement(identity, name=directory.name, values=WORTH))
+        mine = announcement(identity, name=directory.name, values=WORTH)
+        await exchange.announce(replace(mine, swarm=membership.swarm))
         yield Node(exchange, identity, log, cursors)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ import pytest
 from node.algorithms import PoolConfig, ScheduledShare, ShareConfig, UsefulShare
 from node.experience import Experience
 from node.pool import RolloutPool
+from node.precedents import Precedents
+from swarm.net.standing import Standing
 from swarm.types import GroupId, PeerId, PolicyVersion, RolloutGroup, SamplingParams, Task, TaskRef
 
 TASK = Task(
@@ -46,9 +49,24 @@ def experience(name: str, *, own: bool, version: int = 0, at: float = 0.0, origi
     )
 
 
-def pool_of(**settings: float | ShareConfig) -> tuple[RolloutPool, Counter[str]]:
+def standing_of(*trusted: str, lineages: Mapping[str, str] | None = None) -> Standing:
+    """Where these have earned a share of their own, and are reached at these addresses."""
+    standing = Standing(lambda: 0.0)
+    for origin in trusted:
+        standing.credit(PeerId(origin), Standing.TRUSTED)
+    for origin, address in (lineages or {}).items():
+        standing.reached(PeerId(origin), address)
+    return standing
+
+
+def pool_of(standing: Standing | None = None, **settings: float | ShareConfig) -> tuple[RolloutPool, Counter[str]]:
+    """Everybody is trusted, unless it is about standing."""
     counters: Counter[str] = Counter()
-    return RolloutPool(PoolConfig(**settings), random.Random(0), counters), counters  # type: ignore[arg-type]
+    if standing is None:
+        settings = {"newcomer_share": 1.0} | settings
+    config = PoolConfig(**settings)  # type: ignore[arg-type]
+    pool = RolloutPool(config, random.Random(0), counters, standing or standing_of(), Precedents(config))
+    return pool, counters
 
 
 async def draw(pool: RolloutPool, version: int = 0, now: float = 0.0, demand=lambda e, v: 1.0) -> list[str]:
@@ -192,7 +210,8 @@ async def test_no_origin_gets_more_than_its_share_of_a_smaller_step():
 async def test_demand_decides_who_is_drawn_more_often():
     picks: Counter[str] = Counter()
     for seed in range(400):
-        pool = RolloutPool(PoolConfig(own_groups=1, foreign_groups=1), random.Random(seed), Counter())
+        config = PoolConfig(own_groups=1, foreign_groups=1, newcomer_share=1.0)
+        pool = RolloutPool(config, random.Random(seed), Counter(), standing_of(), Precedents(config))
         pool.put_foreign(experience("wanted", own=False, origin="p"))
         pool.put_foreign(experience("less", own=False, origin="q"))
         await pool.put_own(experience("a", own=True))
@@ -201,3 +220,153 @@ async def test_demand_decides_who_is_drawn_more_often():
         )
         picks[drawn[1].id] += 1
     assert 260 < picks["wanted"] < 340  # 300 expected, sd 8.7
+
+
+# Standing: who has earned a share of his own --------------------------------------------------------------------------
+
+SYBILS = [f"sybil{i}" for i in range(1000)]
+
+
+async def shares(pool: RolloutPool, own: int = 1) -> Counter[str]:
+    """Foreign groups of one step, by origin."""
+    for i in range(own):
+        await pool.put_own(experience(f"own{i}", own=True))
+    drawn = await pool.draw(PolicyVersion(0), lambda: 0.0, lambda task: 0.5, lambda e, v: 1.0)
+    return Counter(e.group.origin for e in drawn if not e.own)
+
+
+def fill(pool: RolloutPool, *origins: str, groups: int) -> None:
+    for i in range(groups):
+        for origin in origins:
+            pool.put_foreign(experience(f"{origin}.{i}", own=False, origin=origin))
+
+
+async def test_a_thousand_identities_get_one_newcomers_share():
+    pool, _ = pool_of(standing_of("a", "b", "c", "d"), own_groups=1, own_capacity=1, foreign_groups=16)
+    fill(pool, *SYBILS, groups=1)
+    fill(pool, "a", "b", "c", "d", groups=10)
+    drawn = await shares(pool)
+    assert sum(drawn[origin] for origin in SYBILS) <= 4
+    assert all(drawn[origin] <= 4 for origin in "abcd")
+    assert drawn.total() == 16
+
+
+async def test_what_others_leave_is_not_the_newcomers():
+    # A quarter of what is trained on, not of what might have been: 12 own, so 4 of 16.
+    pool, _ = pool_of(standing_of(), own_groups=12, own_capacity=12, foreign_groups=48)
+    fill(pool, *SYBILS, groups=2)
+    assert (await shares(pool, own=12)).total() == 4
+    # 12 own and 3 of a friend's, so 5 of 20.
+    pool, _ = pool_of(standing_of("friend"), own_groups=12, own_capacity=12, foreign_groups=48)
+    fill(pool, *SYBILS, groups=2)
+    fill(pool, "friend", groups=3)
+    drawn = await shares(pool, own=12)
+    assert (drawn.pop("friend"), drawn.total()) == (3, 5)
+
+
+async def test_what_newcomers_leave_is_the_others():
+    pool, _ = pool_of(standing_of("friend"), own_groups=1, own_capacity=1, foreign_groups=16)
+    fill(pool, "friend", groups=20)
+    assert await shares(pool) == {"friend": 16}
+
+
+async def test_a_stranger_alone_still_gets_one_group():
+    pool, _ = pool_of(standing_of(), own_groups=1, own_capacity=1, foreign_groups=2)
+    fill(pool, "stranger", groups=5)
+    assert await shares(pool) == {"stranger": 1}
+
+
+async def test_two_friends_trust_each_other_after_some_tens_of_useful_groups():
+    standing, useful, steps = standing_of(), 0, 0
+    pool, _ = pool_of(standing, own_groups=32, own_capacity=32, foreign_groups=96)
+    while not standing.trusted(PeerId("friend")):
+        fill(pool, "friend", groups=96)
+        drawn = (await shares(pool, own=32))["friend"]
+        standing.credit(PeerId("friend"), 0.25 * drawn)  # a success where we succeed half of the time
+        useful, steps = useful + drawn, steps + 1
+    assert (useful, steps) == (20, 2)
+    fill(pool, "friend", groups=96)
+    assert (await shares(pool, own=32))["friend"] == 96
+
+
+async def test_who_strikes_is_a_newcomer_again():
+    standing = standing_of("friend", "other")
+    pool, _ = pool_of(standing, own_groups=3, own_capacity=3, foreign_groups=8)
+    fill(pool, "friend", "other", groups=20)
+    assert await shares(pool, own=3) == {"friend": 4, "other": 4}
+    standing.strike(PeerId("friend"))
+    assert await shares(pool, own=3) == {"friend": 2, "other": 6}
+
+
+async def test_sybils_of_one_network_leave_half_of_the_newcomers_share_to_honest_ones():
+    lineages = {origin: f"/ip4/8.8.4.{i % 250 + 1}/tcp/1" for i, origin in enumerate(SYBILS[:100])}
+    lineages |= {"one": "/ip4/9.9.9.9/tcp/1", "two": "/ip4/1.1.1.1/tcp/1"}
+    pool, _ = pool_of(standing_of(lineages=lineages), own_groups=24, own_capacity=24, foreign_groups=32)
+    fill(pool, *SYBILS[:100], groups=1)
+    fill(pool, "one", "two", groups=20)
+    drawn = await shares(pool, own=24)
+    assert (drawn["one"], drawn["two"], drawn.total()) == (2, 2, 8)
+
+
+async def test_trusted_origins_of_one_network_share_what_one_network_gets():
+    lineages = {origin: f"/ip4/8.8.4.{i + 1}/tcp/1" for i, origin in enumerate("abcd")}
+    standing = standing_of(*"abcdxyz", lineages=lineages)
+    pool, _ = pool_of(standing, own_groups=1, own_capacity=1, foreign_groups=16)
+    fill(pool, *"abcdxyz", groups=20)
+    for _ in range(5):
+        drawn = await shares(pool)
+        assert sum(drawn[origin] for origin in "abcd") <= 8
+        assert drawn.total() == 16
+
+
+async def test_a_network_alone_has_all_of_it():
+    lineages = {"a": "/ip4/8.8.4.1/tcp/1", "b": "/ip4/8.8.4.2/tcp/1"}
+    pool, _ = pool_of(standing_of("a", "b", lineages=lineages), own_groups=1, own_capacity=1, foreign_groups=8)
+    fill(pool, "a", "b", groups=20)
+    assert await shares(pool) == {"a": 4, "b": 4}
+
+
+async def test_a_flood_of_newcomers_pushes_out_newcomers_only():
+    pool, counters = pool_of(standing_of("friend"), foreign_capacity=16)
+    fill(pool, "friend", groups=12)
+    fill(pool, *SYBILS, groups=1)
+    assert (pool.level.foreign, pool.level.newcomers) == (16, 4)
+    assert counters["dropped_groups"] == 996
+    fill(pool, "friend", groups=12)
+    assert (pool.level.foreign, pool.level.newcomers) == (16, 4)
+
+
+async def test_newcomers_have_their_room_in_a_pool_full_of_friends():
+    pool, _ = pool_of(standing_of("friend"), foreign_capacity=16)
+    fill(pool, "friend", groups=20)
+    fill(pool, "stranger", groups=1)
+    assert (pool.level.foreign, pool.level.newcomers) == (16, 1)
+
+
+async def test_a_flood_from_one_network_leaves_an_honest_newcomer_his_place():
+    lineages = dict.fromkeys(SYBILS, "/ip4/8.8.4.1/tcp/1") | {"honest": "/ip4/9.9.9.9/tcp/1"}
+    pool, _ = pool_of(standing_of(lineages=lineages), own_groups=3, own_capacity=3, foreign_capacity=16)
+    fill(pool, "honest", groups=1)
+    fill(pool, *SYBILS, groups=1)
+    assert pool.level.newcomers == 4
+    assert "honest" in pool._foreign
+
+
+async def test_a_pool_of_those_who_lost_their_standing_shrinks_to_the_newcomers_room():
+    standing = standing_of("fallen", "friend")
+    pool, _ = pool_of(standing, foreign_capacity=16)
+    fill(pool, "fallen", groups=16)
+    standing.strike(PeerId("fallen"))
+    fill(pool, "friend", groups=40)
+    assert (pool.level.foreign, pool.level.newcomers) == (16, 4)
+
+
+async def test_all_that_comes_in_is_a_precedent_our_own_too():
+    config = PoolConfig()
+    precedents = Precedents(config)
+    pool = RolloutPool(config, random.Random(0), Counter(), standing_of(), precedents)
+    own, foreign = experience("a", own=True, origin="me"), experience("f", own=False, origin="p")
+    assert [precedents.copied(e.group) for e in (own, foreign)] == [None, None]
+    await pool.put_own(own)
+    pool.put_foreign(foreign)
+    assert None not in [precedents.copied(e.group) for e in (own, foreign)]

@@ -186,7 +186,7 @@ def test_every_path_in_the_config_is_anchored() -> None:
         ("lr=1", "lr is not a key; did you mean learner.lr?"),
         ("sampel.group_size=1", "sampel is not a key; did you mean sampler?"),
         ("tasks.0.nam=x", "tasks.0.nam is not a key; did you mean tasks.0.name?"),
-        ("swarm.zzz=1", "swarm.zzz is not a key; swarm has name"),
+        ("swarm.zzz=1", "swarm.zzz is not a key; swarm has name, file, key_file, files, trust_plugins"),
         ("exchange.relay=true", 'exchange.relay is not a key; exchange of type "none" has type'),
         ("learner.lr=-1", "learner.lr = -1 is not allowed; it must be greater than 0"),
         ("learner.lr=nan", "learner.lr = nan is not allowed; it must be a finite number"),

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from node.algorithms import FixedShare, GuardedShare, PoolConfig, ScheduledShare, ShareConfig, UsefulShare
-from node.config_errors import complaints
 from node.experience import Experience
 from node.rl.share import Share, foreign_use, own_use, scheduled_groups, share_of, useful_groups
+from swarm.config_errors import complaints
 from swarm.types import GroupId, PolicyVersion
 from tests.builders import group, task
 

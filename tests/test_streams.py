@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-import swarm.net.streams as streams
+import swarm.net.frames as frames
 from swarm.errors import LimitError, NetworkError, WireError
 from swarm.limits import Limits
 from swarm.net.base import LogEntry
+from swarm.net.frames import hold_little, read_frame, write_frame, write_frames
 from swarm.net.memory import MemoryLog
-from swarm.net.streams import (
-    CATCH_UP,
-    FIRST_CONTACT,
-    MAX_STREAMS,
-    MAX_STREAMS_PER_PEER,
-    Publisher,
-    pull,
-    read_frame,
-    write_frame,
-)
+from swarm.net.rates import Meter, Rate, Shares
+from swarm.net.streams import CATCH_UP, FIRST_CONTACT, MAX_STREAMS, MAX_STREAMS_PER_PEER, Publisher, pull
 from swarm.types import PeerId, SignedGroup
-from swarm.wire.codec import Pull, decode_pull, encode_entry, encode_pull
+from swarm.wire.codec import (
+    MAX_PULL_GROUPS,
+    Pull,
+    decode_entry,
+    decode_pull,
+    encode_credit,
+    encode_entry,
+    encode_pull,
+)
 from tests.builders import MANIFEST, MEMBERSHIP, identity, signed
 
 LIMITS = Limits(max_group_bytes=10_000)
@@ -86,8 +88,21 @@ async def pulled(stream: Stream, epoch: bytes, cursor: int, count: int = 1000) -
         return [entry async for entry in pull(*stream, request, LIMITS)]
 
 
-def publisher(log: MemoryLog, stream_s: float = 60.0, limits: Limits = LIMITS) -> Publisher:
-    return Publisher(MEMBERSHIP, log, limits, stream_s=stream_s)
+def meter(groups: float = 1e6, size: float = 1e9) -> Meter:
+    """Of so many groups and bytes per second."""
+    return Meter(Shares(Rate(groups=groups, bytes=size), 1.0, time.monotonic()), time.monotonic)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - the other ends set no events
+            await asyncio.sleep(0.01)
+
+
+def publisher(
+    log: MemoryLog, stream_s: float = 60.0, limits: Limits = LIMITS, upload: Meter | None = None
+) -> Publisher:
+    return Publisher(MEMBERSHIP, log, limits, upload or meter(), stream_s=stream_s)
 
 
 async def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -106,7 +121,7 @@ async def test_a_frame_too_large_is_refused_by_its_header(tmp_path: Path) -> Non
 
 
 async def test_a_frame_must_come_whole_and_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "FRAME_S", 0.05)
+    monkeypatch.setattr(frames, "GRACE_S", 0.05)
     async with connected(tmp_path) as ((reader, _), (_, writer)):
         with pytest.raises(NetworkError, match="in time"):
             await read_frame(reader, 100, 0.05)
@@ -170,7 +185,7 @@ async def test_pruned_and_oversized_groups_are_passed_over(tmp_path: Path) -> No
 
         async def read(self, cursor: int, limit: int) -> Sequence[LogEntry]:
             self.reads += 1
-            return [entry for entry in await super().read(cursor, limit) if entry.cursor > 6]
+            return list(await super().read(max(cursor, 6), limit))
 
     log = PrunedLog()
     for _ in range(6):
@@ -187,32 +202,10 @@ async def test_pruned_and_oversized_groups_are_passed_over(tmp_path: Path) -> No
     assert log.reads < 10
 
 
-async def test_only_this_swarm_and_only_so_many_streams(tmp_path: Path) -> None:
-    shared = publisher(filled(1))
-    (tmp_path / "0").mkdir()
-    async with served(tmp_path / "0", shared) as (reader, writer):
+async def test_only_this_swarm_is_served(tmp_path: Path) -> None:
+    async with served(tmp_path, publisher(filled(1))) as (reader, writer):
         await write_frame(writer, encode_pull(Pull(swarm="another", epoch=b"", cursor=0, max_groups=1)))
         assert await reader.read() == b""
-    for allowed, peer_of in ((MAX_STREAMS_PER_PEER, lambda _: READER), (MAX_STREAMS, lambda n: PeerId(f"peer {n}"))):
-        open_streams = []
-        async with asyncio.timeout(10):
-            async with asyncio.TaskGroup() as group:
-                ends = []
-                for number in range(allowed + 1):
-                    reader, writer = asyncio.StreamReader(), _Sink()
-                    task = group.create_task(shared.serve(peer_of(number), reader, writer))  # type: ignore[arg-type]
-                    open_streams.append(task)
-                    ends.append(reader)
-                    await asyncio.sleep(0)
-                assert [task.done() for task in open_streams] == [False] * allowed + [True]
-                for reader in ends:
-                    reader.feed_eof()
-        assert not shared._streams
-
-
-class _Sink:
-    def write(self, data: bytes) -> None:
-        raise AssertionError("nothing was asked for")
 
 
 @pytest.mark.parametrize("request_bytes", [b"", b"\xff" * 50, b"x" * 2000])
@@ -221,7 +214,7 @@ async def test_a_request_of_junk_ends_its_stream_only(tmp_path: Path, request_by
     async with served(tmp_path, shared) as (reader, writer):
         await write_frame(writer, request_bytes)
         assert await reader.read() == b""
-    assert not shared._streams
+    assert not len(shared._streams)
 
 
 async def answered(tmp_path: Path, *frames: bytes) -> None:
@@ -261,3 +254,260 @@ async def test_what_no_publisher_may_say(tmp_path: Path, frames: list[bytes], er
 
 async def test_a_new_epoch_starts_its_cursors_again(tmp_path: Path) -> None:
     await answered(tmp_path, response(7), response(1, epoch=b"another epoch..."), b"")
+
+
+# Credit and backlog ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_publisher_sends_no_more_than_there_is_credit_for(tmp_path: Path) -> None:
+    log = filled(100)
+    async with served(tmp_path, publisher(log)) as (reader, writer):
+
+        async def cursors() -> list[int]:
+            """Until nothing more comes."""
+            got = []
+            while True:
+                try:
+                    got.append(decode_entry(await read_frame(reader, 20_000, 0.1))[1].cursor)
+                except NetworkError:
+                    return got
+
+        await write_frame(writer, encode_pull(Pull(swarm=MANIFEST.id, epoch=log.epoch, cursor=0, max_groups=3)))
+        assert await cursors() == [1, 2, 3]
+        await write_frame(writer, encode_credit(2))
+        assert await cursors() == [4, 5]
+        await write_frame(writer, encode_credit(40))
+        assert await cursors() == list(range(6, 46))
+
+
+async def test_a_reader_keeps_as_much_credit_given_as_it_is_allowed(tmp_path: Path) -> None:
+    """Eight at first; four more once four were taken, and never while none are."""
+    log, given = filled(100), []
+
+    async def allowed(groups: int) -> None:
+        given.append(groups)
+
+    async with served(tmp_path, publisher(log)) as stream:
+        request = Pull(swarm=MANIFEST.id, epoch=log.epoch, cursor=0, max_groups=8)
+        responses = pull(*stream, request, LIMITS, allowed)
+        cursors = [(await anext(responses))[1].cursor for _ in range(4)]
+        await asyncio.sleep(0.05)
+        assert given == []
+        cursors += [(await anext(responses))[1].cursor for _ in range(20)]
+        await responses.aclose()
+    assert cursors == list(range(1, 25))
+    assert 12 <= sum(given) <= 24
+    assert all(groups >= 4 for groups in given)
+
+
+async def test_nothing_is_pulled_that_is_not_allowed(tmp_path: Path) -> None:
+    async def never(groups: int) -> None:
+        await asyncio.Event().wait()
+
+    log = filled(100)
+    async with served(tmp_path, publisher(log, stream_s=0.3)) as stream:
+        request = Pull(swarm=MANIFEST.id, epoch=log.epoch, cursor=0, max_groups=8)
+        assert [entry.cursor async for _, entry in pull(*stream, request, LIMITS, never)] == list(range(1, 9))
+
+
+async def test_a_publisher_that_sends_more_than_it_may_is_no_honest_one(tmp_path: Path) -> None:
+    async with connected(tmp_path) as (near, (_, writer)):
+        for cursor in (1, 2, 3):
+            await write_frame(writer, response(cursor))
+
+        async def later(groups: int) -> None:
+            await asyncio.Event().wait()
+
+        request = Pull(swarm=MANIFEST.id, epoch=b"", cursor=0, max_groups=2)
+        with pytest.raises(WireError, match="credit"):
+            async for _ in pull(*near, request, LIMITS, later):
+                pass
+
+
+@pytest.mark.parametrize("credit", [b"", encode_credit(MAX_PULL_GROUPS), b"\xff" * 20])
+async def test_a_reader_that_says_nonsense_is_left(tmp_path: Path, credit: bytes) -> None:
+    log = filled(1)
+    async with served(tmp_path, publisher(log)) as (reader, writer):
+        await write_frame(writer, encode_pull(Pull(swarm=MANIFEST.id, epoch=log.epoch, cursor=0, max_groups=9)))
+        await read_frame(reader, 20_000, 5)
+        await write_frame(writer, credit)
+        async with asyncio.timeout(5):
+            assert await reader.read() == bytes(4)
+
+
+async def test_who_falls_behind_goes_on_from_where_it_wants_to(tmp_path: Path) -> None:
+    """Ten groups back, be it at first or on the way: a log is a stream."""
+    log = filled(100)
+    async with served(tmp_path, publisher(log)) as (reader, writer):
+        request = Pull(swarm=MANIFEST.id, epoch=log.epoch, cursor=5, max_groups=2, max_backlog=10)
+        await write_frame(writer, encode_pull(request))
+
+        async def cursors(count: int) -> list[int]:
+            return [decode_entry(await read_frame(reader, 20_000, 5))[1].cursor for _ in range(count)]
+
+        assert await cursors(2) == [91, 92]
+        for number in range(50):
+            append(log, number.to_bytes(4, "big"))
+        await write_frame(writer, encode_credit(12))
+        assert await cursors(10) == list(range(141, 151))
+
+
+async def test_a_cut_stream_is_resumed_after_the_last_group_that_was_taken(tmp_path: Path) -> None:
+    log = filled(30)
+    shared = publisher(log)
+    cursor, got = 0, []
+    for part in range(3):
+        (tmp_path / str(part)).mkdir()
+        async with served(tmp_path / str(part), shared) as (reader, writer):
+            request = Pull(swarm=MANIFEST.id, epoch=log.epoch, cursor=cursor, max_groups=30)
+            async for _, entry in pull(reader, writer, request, LIMITS):
+                cursor = entry.cursor
+                got.append(cursor)
+                if len(got) in (7, 20, 30):
+                    writer.transport.abort()
+                    break
+    assert got == list(range(1, 31))
+
+
+# Limits ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_publisher_sends_no_faster_than_its_meter_allows(tmp_path: Path) -> None:
+    """200 groups a second, of which 200 are saved up: 300 take half a second."""
+    log, loop = filled(300), asyncio.get_running_loop()
+    async with served(tmp_path, publisher(log, upload=meter(groups=200))) as stream:
+        started = loop.time()
+        assert len(await pulled(stream, log.epoch, 0, 300)) == 300
+        assert 0.45 <= loop.time() - started < 3
+
+
+async def test_a_reader_that_does_not_read_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "GRACE_S", 0.05)
+    monkeypatch.setattr(frames, "MIN_BYTES_S", 10_000_000)
+    limits = Limits(max_group_bytes=2_000_000)
+    log = filled(20, size=1_000_000)
+    async with connected(tmp_path) as ((_, near), (reader, writer)):
+        await write_frame(near, encode_pull(Pull(swarm=MANIFEST.id, epoch=log.epoch, cursor=0, max_groups=20)))
+        async with asyncio.timeout(5):
+            await publisher(log, limits=limits).serve(READER, reader, writer)
+        assert writer.transport.is_closing()
+        assert writer.transport.get_write_buffer_size() == 0
+
+
+async def test_a_large_frame_has_the_time_that_it_takes_at_the_least_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frames, "GRACE_S", 0.2)
+    monkeypatch.setattr(frames, "MIN_BYTES_S", 1000)
+    async with connected(tmp_path) as ((reader, _), (_, writer)):
+
+        async def drip(parts: int) -> None:
+            writer.write((500).to_bytes(4, "big"))
+            for _ in range(parts):
+                await asyncio.sleep(0.1)
+                writer.write(bytes(125))
+
+        dripping = asyncio.create_task(drip(4))
+        assert await read_frame(reader, 1000, 1) == bytes(500)
+        await dripping
+        dripping = asyncio.create_task(drip(2))
+        with pytest.raises(NetworkError, match="in time"):
+            await read_frame(reader, 1000, 1)
+        await dripping
+
+
+async def test_what_is_written_is_in_the_kernel_or_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "GRACE_S", 0.05)
+    async with connected(tmp_path) as (_, (_, writer)):
+        hold_little(writer)
+
+        async def write_on() -> None:
+            while True:
+                await write_frames(writer, [bytes(100)] * 10)
+
+        with pytest.raises(NetworkError, match="not read"):
+            await write_on()
+        assert writer.transport.is_closing()
+        assert writer.transport.get_write_buffer_size() == 0
+
+
+# Places ---------------------------------------------------------------------------------------------------------------
+
+
+class Crowd:
+    """Readers of one publisher, over sockets of its own."""
+
+    def __init__(self, publisher: Publisher, path: Path) -> None:
+        self.publisher, self.path = publisher, path
+        self.count = 0
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Crowd]:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self.count += 1
+            await self.publisher.serve(PeerId(f"peer {self.count}"), reader, writer)
+            writer.close()
+
+        async with await asyncio.start_unix_server(serve, self.path):
+            yield self
+
+
+@pytest.mark.parametrize("habit", ["silent", "dripping", "not reading", "takes no more"])
+async def test_500_slow_streams_keep_nobody_waiting(tmp_path: Path, habit: str) -> None:
+    log = filled(20, size=100_000)
+    limits = Limits(max_group_bytes=200_000)
+    count = 1 if habit == "takes no more" else 100
+    request = encode_pull(Pull(swarm=MANIFEST.id, epoch=log.epoch, cursor=0, max_groups=count))
+    begins = {"silent": b"", "dripping": bytes(2)}.get(habit, len(request).to_bytes(4, "big") + request)
+    loop = asyncio.get_running_loop()
+    async with Crowd(publisher(log, limits=limits), tmp_path / "socket").open() as crowd:
+        streams: list[Stream] = []
+        try:
+            for _ in range(500):
+                stream = await asyncio.open_unix_connection(crowd.path)
+                stream[1].write(begins)
+                streams.append(stream)
+            await until(lambda: crowd.count == 500)
+            started = loop.time()
+            streams.append(await asyncio.open_unix_connection(crowd.path))
+            wanted = Pull(swarm=MANIFEST.id, epoch=log.epoch, cursor=0, max_groups=20)
+            assert len([entry async for _, entry in pull(*streams[-1], wanted, limits)]) == 20
+            assert loop.time() - started < 1
+            assert len(crowd.publisher._streams) <= MAX_STREAMS
+        finally:
+            for _, end in streams:
+                end.transport.abort()
+            await until(lambda: not len(crowd.publisher._streams))
+
+
+async def test_a_newcomer_displaces_nobody_who_is_being_served(tmp_path: Path) -> None:
+    """All places are taken by readers with credit who wait for news: they keep them. So do two of one peer."""
+    log = filled(1)
+    shared = publisher(log)
+    request = Pull(swarm=MANIFEST.id, epoch=log.epoch, cursor=0, max_groups=9)
+    async with Crowd(shared, tmp_path / "socket").open() as crowd:
+        streams = [await asyncio.open_unix_connection(crowd.path) for _ in range(MAX_STREAMS)]
+        readings = [pull(*stream, request, LIMITS) for stream in streams]
+        for reading in readings:
+            assert (await anext(reading))[1].cursor == 1
+        reader, writer = await asyncio.open_unix_connection(crowd.path)
+        assert await reader.read() == b""
+        append(log, b"news")
+        for reading in readings:
+            assert (await anext(reading))[1].body == b"news"
+            await reading.aclose()
+        for _, end in [*streams, (reader, writer)]:
+            end.transport.abort()
+        await until(lambda: not len(shared._streams))
+
+
+async def test_one_peer_has_so_many_streams(tmp_path: Path) -> None:
+    shared = publisher(filled(1))
+    readers = [asyncio.StreamReader() for _ in range(MAX_STREAMS_PER_PEER + 1)]
+    async with connected(tmp_path) as (_, (_, writer)), asyncio.timeout(5), asyncio.TaskGroup() as group:
+        tasks = [group.create_task(shared.serve(READER, reader, writer)) for reader in readers]
+        await asyncio.sleep(0.01)
+        assert [task.done() for task in tasks] == [False] * MAX_STREAMS_PER_PEER + [True]
+        for reader in readers:
+            reader.feed_eof()
+    assert not len(shared._streams)

@@ -203,6 +203,19 @@ async def test_micro_batches_add_up_to_the_whole(directory: Path):
         torch.testing.assert_close(whole, weights[1][name], atol=2e-5, rtol=1e-3)
 
 
+async def test_a_step_reports_what_it_learned_from_whom(policy: Policy):
+    expert = experience(policy, [1.0, 1.0, 0.0], own=False)
+    own = experience(policy, [1.0, 0.0, 0.0])
+    async with trainer_of(policy) as trainer:
+        (lesson,) = (await trainer.step([own, expert])).lessons.values()
+    assert (lesson.refused, lesson.gated) == (0.0, 0)
+    assert lesson.learned == pytest.approx(2 * 0.25)  # two successes, half of which we had expected
+    async with trainer_of(policy, foreign_gate=AbsoluteGate(max_bits_per_byte=1e-3)) as trainer:
+        (lesson,) = (await trainer.step([own, expert])).lessons.values()
+    assert (lesson.learned, lesson.gated) == (0.0, 2)
+    assert lesson.refused == pytest.approx(2 * 0.25)
+
+
 async def test_a_step_that_is_not_finite_is_dropped(policy: Policy):
     batch = [experience(policy, [1.0, 0.0])]
     with torch.no_grad():

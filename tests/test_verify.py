@@ -51,7 +51,12 @@ CONTEXT = Context(me=ME, manifest=MANIFEST, membership=MEMBERSHIP, limits=LIMITS
 
 
 async def judged(
-    what: SignedGroup | tuple[bytes, bytes], judge: Any = None, known: Sequence[GroupId] = (), limits: Limits = LIMITS
+    what: SignedGroup | tuple[bytes, bytes],
+    judge: Any = None,
+    known: Sequence[GroupId] = (),
+    limits: Limits = LIMITS,
+    banned: Sequence[PeerId] = (),
+    copied: str | None = None,
 ) -> Findings:
     body, signature = (what.body, what.signature) if isinstance(what, SignedGroup) else what
 
@@ -67,6 +72,8 @@ async def judged(
         limits=limits,
         known=is_known,
         now=NOW,
+        banned=lambda peer: peer in banned,
+        copied=lambda group: copied,
     )
 
 
@@ -110,10 +117,10 @@ async def test_a_reward_cannot_be_sent() -> None:
 
 def test_the_reasons_are_in_the_order_of_the_checks() -> None:
     order = [*(reason for _, reason in UNDECODABLE), *(reason for reason, _ in CHECKS)]
-    rest = [Reason.DUPLICATE, Reason.HELD_OUT, Reason.UNSCORABLE]
+    rest = [Reason.DUPLICATE, Reason.COPIED, Reason.HELD_OUT, Reason.UNSCORABLE]
     assert set(order[:3]) == set(list(Reason)[1:4])
     assert [Reason.ADMITTED, *list(Reason)[1:4], *order[3:], *rest] == list(Reason)
-    assert set(list(Reason)[4:7]) == UNSIGNED
+    assert set(list(Reason)[4:8]) == UNSIGNED
 
 
 async def test_what_cannot_be_decoded_is_the_senders() -> None:
@@ -135,6 +142,11 @@ STOP_STRING = FinishReason.STOP_STRING
 def stopped(text: str, *stop: str) -> RolloutGroup:
     """A rollout of one token per byte that is said to have ended with one of the stop strings."""
     return group(rollout(text, STOP_STRING), sampling=SamplingParams(stop=stop))
+
+
+def certain(*texts: str) -> RolloutGroup:
+    """All of them said to have been certain."""
+    return group(*(Rollout(turns=(turn(text, sampled=tokens(text, logprob=0.0)),)) for text in texts))
 
 
 REFUSED = [
@@ -175,6 +187,7 @@ REFUSED = [
         replace(stopped("ab", "ab"), rollouts=(Rollout(turns=(turn("ab", STOP_STRING, tokens("ab")),)),)),
         "a token before the last one completed a stop string",
     ),
+    (Reason.IMPLAUSIBLE, certain("a", "b"), "distinct responses of a total probability of 2"),
     (Reason.UNSCORABLE, group(rollout("?"), rollout("?")), "no answer"),
 ]
 
@@ -261,6 +274,37 @@ async def test_a_group_that_we_have_is_a_duplicate_and_costs_no_scoring() -> Non
     assert judge.asked == 0
 
 
+async def test_a_banned_origin_is_dropped_before_its_signature_is_checked_and_nobody_is_blamed() -> None:
+    """Anybody can say that a group is theirs."""
+    body = encode_group(group(origin=AUTHOR.peer_id))
+    forged = (body, identity(5).sign(b"swarm/v1/group\0", body))
+    result = await judged(forged, banned=[AUTHOR.peer_id])
+    assert (result.verdict.reason, result.origin) == (Reason.BANNED, SENDER)
+    assert Reason.BANNED in INNOCENT
+    assert (await judged(signed(), banned=[SENDER])).verdict.admitted  # it only handed over what another signed
+
+
+async def test_a_copy_costs_no_scoring_and_its_victim_nothing() -> None:
+    """Who comes second is not told from who was robbed."""
+    judge = EchoJudge()
+    result = await judged(signed(), judge, copied="100% of its texts came before")
+    assert (result.verdict.reason, result.verdict.detail) == (Reason.COPIED, "100% of its texts came before")
+    assert judge.asked == 0
+    assert Reason.COPIED in INNOCENT
+
+
+async def test_what_was_refused_for_anything_else_is_not_compared() -> None:
+    result = await judged(sealed(group(created_at=NOW - 901)), copied="a copy")
+    assert result.verdict.reason is Reason.STALE
+    assert (await judged(good := signed(), known=[good.id], copied="a copy")).verdict.reason is Reason.DUPLICATE
+
+
+def test_every_reason_is_given_by_a_check_or_a_look_up() -> None:
+    given = {reason for reason, _ in CHECKS} | {reason for _, reason in UNDECODABLE}
+    later = {Reason.ADMITTED, Reason.DUPLICATE, Reason.COPIED, Reason.HELD_OUT, Reason.UNSCORABLE}
+    assert given | later == set(Reason)
+
+
 async def test_refused_groups_cost_neither_a_look_up_nor_scoring() -> None:
     judge = EchoJudge()
     for reason, bad, _ in REFUSED:
@@ -296,6 +340,23 @@ async def test_a_task_that_cannot_be_made_in_time_is_unscorable() -> None:
     result = await judged(signed(), Slow())
     assert result.verdict.reason is Reason.UNSCORABLE
     assert result.verdict.reason not in INNOCENT
+
+
+@given(st.integers(64, 2**29 - 1), st.binary(max_size=64))
+def test_a_field_that_we_do_not_know_changes_nothing(number: int, payload: bytes) -> None:
+    """A claimed reward is such a field: of bytes, appended under the signature."""
+    plain = encode_group(group())
+    body = plain + _varint(number << 3 | 2) + _varint(len(payload)) + payload
+    result = asyncio.run(judged((body, AUTHOR.sign(b"swarm/v1/group\0", body))))
+    assert result.verdict.admitted
+    assert [score.reward for score in result.scores] == [1.0, 0.0]
+    assert result.signed is not None
+    assert encode_group(result.signed.group) == plain
+
+
+def _varint(value: int) -> bytes:
+    high, low = divmod(value, 128)
+    return bytes([low | 128]) + _varint(high) if high else bytes([low])
 
 
 @given(st.data())

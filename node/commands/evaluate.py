@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from node.config import TransformersEngine, VllmEngine
+from node.joining import joining
 from node.settings import load_config
 from swarm.errors import ConfigError
 
@@ -77,7 +78,7 @@ def run(arguments: argparse.Namespace) -> Report:
     """Raises ConfigError, PolicyError, EngineError, or TaskError where a source has too few held-out questions."""
     check_dir(arguments.dir)
     check_k(arguments.k, arguments.samples)
-    config = None if arguments.config is None else load_config(arguments.config)
+    config = None if arguments.config is None else joining(load_config(arguments.config)).config
     from node.commands.evaluate_policy import evaluate_policy, seed_config  # torch: not for a config that is wrong
 
     config = config or seed_config()

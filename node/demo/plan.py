@@ -104,7 +104,13 @@ def node_settings(
         "engine": {"type": options.engine},
         "sampler": {"group_size": 8, "concurrency": 32, "max_new_tokens": 24},
         "learner": {"lr": 5e-4, "warmup_steps": 10, "tokens_per_micro_batch": 2048},
-        "pool": {"own_groups": 16, "foreign_groups": 0 if alone else 8, "own_capacity": 32},
+        # One operator's nodes know each other: none has to earn its share first.
+        "pool": {
+            "own_groups": 16,
+            "foreign_groups": 0 if alone else 8,
+            "own_capacity": 32,
+            "newcomer_share": 1.0,
+        },
         "swarm": {"name": swarm},
         "exchange": {"type": "none"} if alone else exchange,
         "eval": {"every_steps": 25, "tasks_per_family": 32},

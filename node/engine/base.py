@@ -14,7 +14,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from swarm.types import FinishReason, PolicyVersion, SamplingParams, Task, VersionSpan
+from node.rl.lessons import Lesson
+from swarm.types import FinishReason, PeerId, PolicyVersion, SamplingParams, Task, VersionSpan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -121,3 +122,5 @@ class StepReport:
     version: PolicyVersion
     """After the step."""
     metrics: dict[str, float] = field(default_factory=dict)
+    lessons: Mapping[PeerId, Lesson] = field(default_factory=dict)
+    """What peers' rollouts taught; empty where the step changed nothing."""

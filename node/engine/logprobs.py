@@ -22,7 +22,7 @@ def action_logprobs(
     chunk: int,
 ) -> torch.Tensor:
     """float32 [N]: tempered log-probability of `targets` [N] after the flat positions `action_index` [N] of
-    `input_ids` [S, T]."""
+    `input_ids` [S, T]. `attention_mask`: as in `node.rl.batch.MicroBatch`."""
     hidden = model.base_model(
         input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
     ).last_hidden_state

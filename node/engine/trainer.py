@@ -27,15 +27,17 @@ from node.algorithms import (
 )
 from node.engine.base import StepReport, Weights
 from node.engine.logprobs import action_logprobs
+from node.engine.packing import packing_for
 from node.engine.policy import Policy
 from node.experience import Experience
 from node.rl.batch import MicroBatch, pack
 from node.rl.gate import ForeignGate
 from node.rl.learning_rate import learning_rate, reincarnates
+from node.rl.lessons import Lesson, lessons
 from node.rl.loss import batch_limit, finish_metrics, micro_batch_loss
 from node.rl.objective import LIMITS
 from node.rl.samples import RowPlan, build_rows
-from swarm.types import PolicyVersion
+from swarm.types import PeerId, PolicyVersion
 
 T = TypeVar("T")
 
@@ -71,6 +73,7 @@ class PolicyTrainer:
         self._gate = ForeignGate(foreign_gate)
         self._guidance = guidance
         self._learner = learner
+        self._packing = packing_for(policy.model) if learner.packing else None
         self._temperature = temperature
         self._autocast = autocast
         self._sampling_dtype = sampling_dtype
@@ -148,15 +151,17 @@ class PolicyTrainer:
             self._version,
             max_length=getattr(self._model.config, "max_position_embeddings", None),
         )
-        metrics = dict(plan.metrics)
+        metrics, taught = dict(plan.metrics), dict[PeerId, Lesson]()
         if plan.rows:
-            metrics |= self._update(plan)
+            updated, taught = self._update(plan)
+            metrics |= updated
         seconds = time.perf_counter() - started
         metrics |= {"step_s": seconds, "learner_tokens_per_s": plan.denominators.tokens / seconds}
-        return StepReport(version=self._version, metrics=metrics)
+        return StepReport(version=self._version, metrics=metrics, lessons=taught)
 
-    def _update(self, plan: RowPlan) -> dict[str, float]:
-        micro_batches = [m.to(self._model.device) for m in pack(plan.rows, self._learner.tokens_per_micro_batch)]
+    def _update(self, plan: RowPlan) -> tuple[dict[str, float], dict[PeerId, Lesson]]:
+        packed = pack(plan.rows, self._learner.tokens_per_micro_batch, self._packing)
+        micro_batches = [micro.to(self._model.device) for micro in packed]
         # log pi_prox of each micro-batch: the policy before the first update, known from that update's own forward pass
         proximal: list[torch.Tensor | None] = [None] * len(micro_batches)
         own_staleness = [row.staleness for row in plan.rows if row.own]
@@ -191,7 +196,8 @@ class PolicyTrainer:
                 updated = True
             self.optimizer.zero_grad(set_to_none=True)  # between two steps their memory is the engine's
         self._version = PolicyVersion(self._version + updated)
-        return metrics | self._gate.close() | {"skipped_update": float(not updated)}
+        taught = lessons(micro_batches, plan.metrics["advantage_scale"]) if updated else {}
+        return metrics | self._gate.close() | {"skipped_update": float(not updated)}, taught
 
     def _limit(self, micro_batches: Sequence[MicroBatch]) -> float | None:
         """`batch_limit` of all micro-batches. A batch of one finds it out by itself, which spares a forward pass."""

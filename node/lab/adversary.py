@@ -1,7 +1,8 @@
 """A hostile peer in a simulated swarm. It is no node: it has no model, knows every answer, and says what it likes.
 
 What it sends passes every check of `swarm.verify`: the task is real, the answer is right, bytes and log-probabilities
-agree. What is wrong is the text.
+agree. What is wrong is the text. (All its texts together are more probable than anything is, which only the limits of
+the laboratory let pass, `IMPLIED` in settings.py: a cleverer one would claim less, and nothing else would change.)
 """
 
 from __future__ import annotations

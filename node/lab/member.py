@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from node.algorithms import PeerGuidance
+from node.appetite import Appetite
 from node.assembly import Hands, Mind, hands_of, trainer_of
 from node.checkpoint import CheckpointStore
 from node.config import NodeConfig, TransformersEngine
@@ -34,6 +35,7 @@ from swarm.manifest import Manifest
 from swarm.membership import Membership
 from swarm.net.base import Exchange
 from swarm.net.memory import Hub
+from swarm.net.standing import Standing
 from swarm.tasks.judge import LocalJudge
 from swarm.types import Announcement, PeerId, PolicyVersion
 from swarm.wire.identity import Identity
@@ -139,15 +141,15 @@ async def open_member(member: Member, number: int, around: Surroundings, *, lies
     """`lies`: about what it thinks of others' rollouts, where it is asked."""
     config = member.config.model_copy(update={"seed": _derived(around.seed, number)})
     record = NodeRecord(name=config.name)
-    mind = await _mind(member, config, number, around, record)
+    standing = Standing(asyncio.get_running_loop().time)
+    mind = await _mind(member, config, number, around, record, standing)
     policy, progress = mind.policy, mind.progress
     identity = Identity(hashlib.sha256(f"laboratory/{around.seed}/{number}".encode()).digest())
     journal = MemoryJournal(JOURNAL_GROUPS, epoch=hashlib.sha256(identity.peer_id.encode()).digest()[:16])
     membership = Membership(swarm=around.manifest.id)
-    hands = hands_of(
-        config, identity, around.manifest, membership, (around.judge, around.judge), journal, mind, wall_clock
-    )
-    pool = _WatchedPool(config.pool, progress.drawing_rng, progress.ledger.counters)
+    judges = (around.judge, around.judge)
+    hands = hands_of(config, identity, around.manifest, membership, judges, journal, mind, standing, wall_clock)
+    pool = _WatchedPool(config.pool, progress.drawing_rng, progress.ledger.counters, standing, hands.precedents)
     pool.predictions = record.predictions
     if isinstance(config.guidance, PeerGuidance):
         pool.guide = Guide(around.scorers, around.scoring.latency_s)
@@ -165,7 +167,9 @@ async def open_member(member: Member, number: int, around: Surroundings, *, lies
     )
 
 
-async def _mind(member: Member, config: NodeConfig, number: int, around: Surroundings, record: NodeRecord) -> Mind:
+async def _mind(
+    member: Member, config: NodeConfig, number: int, around: Surroundings, record: NodeRecord, standing: Standing
+) -> Mind:
     loop = asyncio.get_running_loop()
     policy = load_policy(config.policy)
     progress = _progress(member, config, policy, around)
@@ -195,6 +199,8 @@ async def _mind(member: Member, config: NodeConfig, number: int, around: Surroun
         config=config.checkpoint.model_copy(update={"every_steps": 1_000_000}),
         running=running,
         metrics_log=MetricsLog(around.scratch / f"metrics-{number}.jsonl", max_waiting=1),
+        credit=standing.credit,
+        appetite=Appetite(config.pool.foreign_groups),
     )
     return Mind(
         policy=policy, progress=progress, trainer=trainer, generator=generator, learning=learning, running=running

@@ -58,7 +58,14 @@ BASE: Tables = {
     },
 }
 #: Knobs that came after results were kept, as they were before. Not among an arm's settings: old results still count.
-IMPLIED: Tables = {"learner": {"truncated": "scored"}, "sampler": {"for_swarm": 0.0}, "guidance": {"type": "none"}}
+#: What a stranger is held against is off: the laboratory's texts are short, and its nodes are not strangers.
+IMPLIED: Tables = {
+    "learner": {"truncated": "scored", "packing": True},
+    "sampler": {"for_swarm": 0.0},
+    "guidance": {"type": "none"},
+    "pool": {"newcomer_share": 1.0, "lineage_share": 1.0, "distinct": False, "max_length_ratio": 1e9},
+    "limits": {"max_probability": 1e9, "max_coincidence": 1e9},
+}
 #: How fast node i is, relative to the first; two more than four are as fast as the first two.
 SPEEDS = (1.0, 1.3, 0.8, 1.6)
 #: Virtual seconds between the nodes' starts.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from swarm.errors import ConfigError, WireError
 from swarm.types import PeerId
@@ -106,6 +106,39 @@ def with_port(address: str, remembered: int) -> str:
     return "/".join(parts)
 
 
+def with_ports(addresses: Iterable[str], remembered: Callable[[str], int]) -> tuple[str, ...]:
+    """Each `with_port`, by the port that is remembered for it; those of one transport share a port where it is free, so
+    that one rule of a firewall is enough for IPv4 and IPv6."""
+    shared: dict[str | None, int] = {}
+    chosen = []
+    for address in addresses:
+        transport = wildcard(address)
+        chosen.append(with_port(address, shared.get(transport) or remembered(address)))
+        shared.setdefault(transport, port_of(chosen[-1]))
+    return tuple(chosen)
+
+
+def usable(addresses: Sequence[str]) -> tuple[str, ...]:
+    """Without those of IPv6 where the machine has none, if any others are left."""
+    if has_ipv6():
+        return tuple(addresses)
+    return tuple(address for address in addresses if not address.startswith("/ip6/")) or tuple(addresses)
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+def is_free(address: str) -> bool:
+    """Whether we could listen there now. Port 0 is, where there is such an address at all."""
+    return _free_port(address.split("/"), port_of(address)) > 0
+
+
 def port_of(address: str) -> int:
     return int(address.split("/")[4])
 
@@ -116,6 +149,8 @@ def _free_port(parts: list[str], wanted: int) -> int:
     family = socket.AF_INET6 if protocol == "ip6" else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM if transport == "tcp" else socket.SOCK_DGRAM) as probe:
         try:
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # As the daemon has it.
             if transport == "tcp":
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, wanted))

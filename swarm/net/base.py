@@ -4,7 +4,8 @@ Two implementations: `swarm.net.memory` (in one process, public, for tests and f
 `swarm.net.exchange` (libp2p). Both promise that
 
 * nothing here waits for a particular peer: a slow, dead or hostile one costs its own stream and nothing else;
-* groups are pulled: a reader asks a publisher's log for what came after its cursor, so nobody can push;
+* groups are pulled: a reader asks a publisher's log for what came after its cursor, and a relay for what it chose of
+  its offers, so nobody can push;
 * what `receive` yields has been bounded in size, and nothing more: signature, task and reward are for `swarm.verify`;
 * a cursor moves only when the reader has taken the group (asked for the next one).
 """
@@ -108,5 +109,6 @@ class Exchange(Protocol):
         ...
 
 
-#: Refusals that an honest peer can cause (clocks, restarts, races): counted, never held against anybody.
-INNOCENT = frozenset({Reason.ADMITTED, Reason.DUPLICATE, Reason.STALE, Reason.HELD_OUT})
+#: Refusals that an honest peer can cause (clocks, restarts, races), or whose author is not the one that is known (a
+#: banned origin is only claimed, and who was copied cannot help it): counted, never held against anybody.
+INNOCENT = frozenset({Reason.ADMITTED, Reason.BANNED, Reason.DUPLICATE, Reason.COPIED, Reason.STALE, Reason.HELD_OUT})

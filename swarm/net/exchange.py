@@ -2,8 +2,9 @@
 
     stack (one daemon) -> directory -> table of peers -> following -> queue -> receive()
                        -> publisher <- our log
+                       -> relay <- what peers sent and was useful
 
-What must outlive a stack (table, strikes, positions, queue, address book) belongs to the exchange. When the stack
+What must outlive a stack (table, standing, positions, queue, address book) belongs to the exchange. When the stack
 breaks - the daemon is killed, its control connection is lost, it stops answering - it is closed as a whole and another
 is opened, with growing pauses, while `receive`, `announce` and `peers` go on as if nothing had happened.
 """
@@ -14,34 +15,43 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from swarm.errors import ConfigError
+from swarm.errors import ConfigError, NetworkError
 from swarm.limits import Limits
 from swarm.membership import Membership
 from swarm.net.addressbook import AddressBook
-from swarm.net.addresses import port_of, wildcard, with_port
 from swarm.net.base import INNOCENT, GroupLog, PeerInfo, Received
+from swarm.net.dialback import REACH, DialBack
 from swarm.net.directory import Participant, open_directory
 from swarm.net.following import CursorStore, Following
-from swarm.net.p2pd import StackConfig
+from swarm.net.p2pd import stack_config
 from swarm.net.peertable import PeerTable
+from swarm.net.rates import Meter, Rate, Shares
+from swarm.net.relay import Rules, Shelf, Wishes
+from swarm.net.relay_reader import RelayReader
+from swarm.net.relaying import RELAY, Relay
+from swarm.net.reservation import keep_reserved
+from swarm.net.selection import Uses
 from swarm.net.settings import P2PSettings
 from swarm.net.stack import Stack, open_stack
-from swarm.net.standing import Strikes
+from swarm.net.standing import Standing
 from swarm.net.streams import PULL, Publisher
-from swarm.types import Announcement, PeerId, SignedGroup, Verdict
+from swarm.net.upkeep import keep_up
+from swarm.types import Announcement, CellValue, GroupId, PeerId, Reason, SignedGroup, Verdict
 from swarm.wire.identity import Identity
 
 START_PATIENCE_S = 10.0
 """How long entering the exchange waits for its first stack, which then goes on starting by itself."""
-FIRST_RETRY_S, LAST_RETRY_S = 0.5, 60.0
-STABLE_S = 60.0
-"""A stack that lived so long was a good one: the next pause is the shortest again."""
+RELAYED_AGE = 0.5
+"""Of a group's time: older ones are not passed on. Whoever gets one last can still learn from it."""
+BYTES_PER_MBIT = 125_000
+LINEAGES_S = 30.0
 
 logger = logging.getLogger(__name__)
 
@@ -63,24 +73,59 @@ class P2PExchange:
         cursors: CursorStore,
         limits: Limits,
         peers_file: Path,
+        known: Callable[[GroupId], Awaitable[bool]] | None = None,
+        appetite: Callable[[], float] | None = None,
+        worth: Callable[[], Sequence[CellValue]] = tuple,
+        standing: Standing | None = None,
         rng: random.Random | None = None,
     ) -> None:
+        """`known`: whether we have a group already, so that no relay needs to send it; None if nothing is kept.
+        `appetite`: groups per second that the node has a use for, asked again and again; None for as many as the
+        settings allow. `worth`: our own values, which peers' announcements are compared with. `standing`: what peers
+        have earned; a new one if None."""
         settings.check_addresses()
         self._settings, self._identity, self._identity_path = settings, identity, identity_path
         self._log, self._cursors = log, cursors
         self._rng = random.Random() if rng is None else rng
         self._book = AddressBook(peers_file)
-        self._table = PeerTable(identity.peer_id, settings.heartbeat_s, time.monotonic)
-        self._strikes = Strikes(time.monotonic)
-        self._publisher = Publisher(membership, log, limits)
+        self._table = PeerTable(identity.peer_id, settings.heartbeat_s, time.monotonic, self._rng)
+        self._uses = Uses(time.monotonic)
+        self._standing = Standing(time.monotonic) if standing is None else standing
+        self._appetite = appetite
+        upload = _meter(settings.upload_groups_per_s, settings.upload_mbit, settings)
+        download = _meter(settings.download_groups_per_s, settings.download_mbit, settings, self._wanted)
+        self._publisher = Publisher(membership, log, limits, upload)
+        rules = Rules(
+            me=identity.peer_id,
+            max_hops=settings.relay_max_hops,
+            max_age_s=limits.max_age_s * RELAYED_AGE,
+            max_clock_skew_s=limits.max_clock_skew_s,
+        )
+        shelf = Shelf(rules, settings.relay_groups_per_s, time.monotonic())
+        self._relay = Relay(membership, shelf, upload, time.monotonic, time.time)
+        self._relay_reader = RelayReader(
+            me=identity.peer_id,
+            membership=membership,
+            limits=limits,
+            wishes=Wishes(rules, self._standing.banned),
+            meter=download,
+            known=known or _nothing_known,
+            clock=time.monotonic,
+            wall=time.time,
+        )
         self._following = Following(
             me=identity.peer_id,
             membership=membership,
             follow=settings.follow,
             limits=limits,
             table=self._table,
-            strikes=self._strikes,
+            standing=self._standing,
             cursors=cursors,
+            meter=download,
+            appetite=self._wanted,
+            relays=self._relay_reader if settings.relay_groups else None,
+            uses=self._uses,
+            worth=worth,
             rng=self._rng,
         )
         self._announcement: Announcement | None = None
@@ -95,6 +140,7 @@ class P2PExchange:
             renewed=asyncio.Event(),
             rng=self._rng,
             clock=time.time,
+            max_skew_s=limits.max_clock_skew_s,
         )
         self._stack: Stack | None = None
         self._why = "starting"
@@ -149,7 +195,7 @@ class P2PExchange:
         if self._stack is None:
             return ()
         announced = tuple(f"{address}/p2p/{self.peer_id}" for address in self._settings.announce)
-        return announced or self._stack.addresses
+        return announced or tuple(dict.fromkeys([*self._stack.addresses, *self._settings.circuits(self.peer_id)]))
 
     def peers(self) -> Sequence[PeerInfo]:
         return [
@@ -180,14 +226,24 @@ class P2PExchange:
             if pulled is None:
                 continue
             yield pulled.received
-            self._cursors.set_cursor(pulled.received.sender, pulled.epoch, pulled.cursor)
+            if pulled.position is not None:
+                self._cursors.set_cursor(pulled.received.sender, *pulled.position)
 
     def blame(self, peer: PeerId, verdict: Verdict) -> None:
+        if verdict.reason is Reason.BAD_SIGNATURE:
+            self._relay_reader.refused(peer)
         if verdict.reason not in INNOCENT:
-            self._strikes.add(peer)
+            self._standing.strike(peer)
 
     def thank(self, received: Received, signed: SignedGroup, use: float) -> None:
-        """Nothing follows yet."""
+        if self._settings.relay_groups:
+            self._relay.add(received, signed, use)
+        self._uses.thanked(received.sender, use)
+
+    def _wanted(self) -> float:
+        """Groups per second."""
+        most = self._settings.download_groups_per_s
+        return most if self._appetite is None else min(max(self._appetite(), 0.0), most)
 
     def _current(self) -> Announcement | None:
         if self._announcement is None:
@@ -200,56 +256,49 @@ class P2PExchange:
 
     async def _keep_up(self) -> None:
         """Opens one stack after the other, for ever."""
-        loop = asyncio.get_running_loop()
-        pause = FIRST_RETRY_S
-        while True:
-            started = loop.time()
-            try:
-                await self._live()
-            except* OSError as failures:  # NetworkError is one; so is a disk that has no room for a socket.
-                self._why = str(_first(failures))
-            if loop.time() - started > STABLE_S:
-                pause = FIRST_RETRY_S
-            logger.warning("the network is down (%s); starting it again", self._why)
-            await asyncio.sleep(pause * self._rng.uniform(0.5, 1.0))
-            pause = min(2 * pause, LAST_RETRY_S)
+
+        def broke(why: str) -> None:
+            self._why = why
+
+        await keep_up(self._live, broke, self._rng)
 
     async def _live(self) -> None:
         """One stack's life. Ends with NetworkError (in a group)."""
         try:
-            async with open_stack(self._stack_config()) as stack, open_directory(stack, self._participant) as directory:
+            config = stack_config(self._settings, self._identity_path, self._book)
+            async with open_stack(config) as stack, open_directory(stack, self._participant) as directory:
                 if stack.peer_id != self.peer_id:
                     raise ConfigError(f"identity {self._identity_path}: key of {stack.peer_id}, not {self.peer_id}")
                 await stack.serve(PULL, self._publisher.serve)
+                if self._settings.relay_groups:
+                    await stack.serve(RELAY, self._relay.serve)
+                await stack.serve(REACH, DialBack(stack, time.time, time.monotonic).serve)
                 self._stack = stack
                 self._up.set()
                 async with asyncio.TaskGroup() as group:
                     group.create_task(stack.watch())
                     group.create_task(directory.run())
+                    for relay in self._settings.needed_relays:
+                        group.create_task(keep_reserved(stack, relay))
                     group.create_task(self._following.run(stack))
+                    group.create_task(self._note_lineages(stack))
         finally:
             self._stack = None
 
-    def _stack_config(self) -> StackConfig:
-        settings = self._settings
-        listen = []
-        for address in settings.listen:
-            chosen = with_port(address, self._book.port(address))
-            if wildcard(address) is not None:
-                self._book.keep_port(address, port_of(chosen))
-            listen.append(chosen)
-        self._book.save()
-        return StackConfig(
-            identity_path=self._identity_path,
-            listen=tuple(listen),
-            announce=settings.announce,
-            relays=settings.initial_peers,
-            relay=settings.relay and not settings.local,
-        )
+    async def _note_lineages(self, stack: Stack) -> None:
+        """Never returns. In which networks our connections really end."""
+        while True:
+            with suppress(NetworkError):
+                for peer, addresses in (await stack.connections()).items():
+                    for address in addresses:
+                        self._standing.reached(peer, address)
+            await asyncio.sleep(LINEAGES_S)
 
 
-def _first(group: BaseExceptionGroup[OSError]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+def _meter(groups: float, mbit: float, settings: P2PSettings, appetite: Callable[[], float] | None = None) -> Meter:
+    rate = Rate(groups=groups, bytes=mbit * BYTES_PER_MBIT)
+    return Meter(Shares(rate, settings.peer_share, time.monotonic()), time.monotonic, appetite)
+
+
+async def _nothing_known(id: GroupId) -> bool:
+    return False

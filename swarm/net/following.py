@@ -1,4 +1,5 @@
-"""Following: a few peers' logs are pulled at a time, each by a task of its own, all into one bounded queue."""
+"""Following: a few peers' logs are pulled, and what they relay is read, at a time. Each by a task of its own, all into
+one bounded queue, and no faster than we have an appetite for."""
 
 from __future__ import annotations
 
@@ -6,25 +7,34 @@ import asyncio
 import logging
 import random
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from swarm.errors import NetworkError, WireError
 from swarm.limits import Limits
 from swarm.membership import Membership
 from swarm.net.base import Received
+from swarm.net.frames import end
 from swarm.net.peertable import MAX_PEERS, PeerTable
+from swarm.net.rates import Meter
+from swarm.net.relay_reader import RelayReader
+from swarm.net.relaying import RELAY
+from swarm.net.selection import Seats, Uses
 from swarm.net.stack import Stack
-from swarm.net.standing import Strikes
-from swarm.net.streams import PULL, pull
-from swarm.types import PeerId
+from swarm.net.standing import Standing
+from swarm.net.streams import CATCH_UP, PULL, pull
+from swarm.types import CellValue, PeerId
 from swarm.wire.codec import Pull
 
 QUEUE_GROUPS = 32
 """Groups that wait for `receive`. When it is full the streams wait: a peer's own log is its buffer."""
-GROUPS_PER_STREAM = 256
+WINDOW_S, MAX_WINDOW = 0.1, 256
+"""Groups that a publisher may send before we say more: what we want in so long."""
+BACKLOG_S, MIN_BACKLOG = 30.0, 8
+"""When more are waiting in a log than we want in so long, the oldest are skipped."""
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 30.0
 MAX_FAILURES = 6
 """In a row, about a minute: then another peer gets the place."""
@@ -34,6 +44,26 @@ SHORT_STREAM_S = 1.0
 RECONCILE_S = 1.0
 
 logger = logging.getLogger(__name__)
+
+
+class Attempts:
+    """Streams of one kind with one peer, one after the other."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self.failures = 0
+        """In a row."""
+
+    @property
+    def hopeless(self) -> bool:
+        return self.failures >= MAX_FAILURES
+
+    def ended(self, groups: int, seconds: float, broken: bool) -> float:
+        """A stream ended that lasted so long and brought so many groups. Returns the seconds until the next."""
+        failed = not groups and (broken or seconds < SHORT_STREAM_S)
+        self.failures = self.failures + 1 if failed else 0
+        delay = min(FIRST_RETRY_S * 2**self.failures, LAST_RETRY_S) if failed else FIRST_RETRY_S / 10
+        return delay * self._rng.uniform(0.5, 1.5)
 
 
 class CursorStore(Protocol):
@@ -48,11 +78,11 @@ class CursorStore(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Pulled:
-    """One group, and the position in its sender's log that it was found at."""
+    """One group, and where in its sender's log it was found."""
 
     received: Received
-    epoch: bytes
-    cursor: int
+    position: tuple[bytes, int] | None
+    """Epoch and cursor; None of what was relayed."""
 
 
 class Following:
@@ -66,12 +96,21 @@ class Following:
         follow: int,
         limits: Limits,
         table: PeerTable,
-        strikes: Strikes,
+        standing: Standing,
         cursors: CursorStore,
+        meter: Meter,
+        appetite: Callable[[], float],
+        relays: RelayReader | None,
+        uses: Uses,
+        worth: Callable[[], Sequence[CellValue]],
         rng: random.Random,
     ) -> None:
-        self._me, self._membership, self._follow, self._limits = me, membership, follow, limits
-        self._table, self._strikes, self._cursors, self._rng = table, strikes, cursors, rng
+        """`meter`: what we take in; `appetite`: groups per second that we want of it. `relays` None: from logs only.
+        `uses`: what peers brought so far; `worth`: our own values, for what peers might bring."""
+        self._me, self._membership, self._limits = me, membership, limits
+        self._table, self._standing, self._cursors, self._rng = table, standing, cursors, rng
+        self._meter, self._appetite, self._relays = meter, appetite, relays
+        self._seats = Seats(follow, table, standing, uses, worth, rng)
         self.queue: asyncio.Queue[Pulled | None] = asyncio.Queue(QUEUE_GROUPS)
         """None is nothing but a reason to look up (`wake`)."""
         # Ahead of the stored cursors by what is in the queue.
@@ -83,77 +122,106 @@ class Following:
             self.queue.put_nowait(None)
 
     async def run(self, stack: Stack) -> None:
-        """Never returns. Keeps `follow` random peers that are alive and not excluded under way."""
+        """Never returns. Keeps those under way who have a place (`swarm.net.selection`)."""
         followed: dict[PeerId, asyncio.Task[None]] = {}
         async with asyncio.TaskGroup() as group:
             while True:
                 self._table.changed.clear()
-                alive = [announcement.peer for announcement, _ in self._table.alive()]
-                worthy = {peer for peer in alive if not self._strikes.excluded(peer)}
-                for peer, task in list(followed.items()):
-                    if peer not in worthy:
+                followed = {peer: task for peer, task in followed.items() if not task.done()}
+                chosen = self._seats.review()
+                for peer, task in followed.items():
+                    if peer not in chosen:
                         task.cancel()
-                    if task.done():
-                        del followed[peer]
-                candidates = sorted(worthy - followed.keys())
-                free = max(self._follow - len(followed), 0)
-                for peer in self._rng.sample(candidates, min(free, len(candidates))):
-                    followed[peer] = group.create_task(self._follow_peer(stack, peer))
+                for peer in chosen:
+                    if peer not in followed:
+                        followed[peer] = group.create_task(self._follow_peer(stack, peer))
                 with suppress(TimeoutError):
                     async with asyncio.timeout(RECONCILE_S):
                         await self._table.changed.wait()
 
     async def _follow_peer(self, stack: Stack, peer: PeerId) -> None:
-        """One stream after the other, until the peer has failed too often in a row."""
+        """Its log, and what it relays, until its log has failed too often in a row."""
+        beside = None
+        if self._relays is not None:
+            beside = asyncio.create_task(self._keep(peer, partial(self._relayed, stack, peer, self._relays)))
+        try:
+            await self._keep(peer, partial(self._pull, stack, peer))
+        finally:
+            if beside is not None:
+                await end(beside)
+        self._standing.rest(peer, REST_S)
+
+    async def _keep(self, peer: PeerId, open_stream: Callable[[], AsyncGenerator[Pulled, None]]) -> None:
+        """One stream after the other, until they have failed too often in a row."""
         loop = asyncio.get_running_loop()
-        failures = 0
-        while failures < MAX_FAILURES and not self._strikes.excluded(peer):
+        attempts = Attempts(self._rng)
+        while not attempts.hopeless and not self._standing.excluded(peer):
             started, groups, reason = loop.time(), 0, ""
             try:
-                async for _ in self._pull(stack, peer):
-                    groups += 1
+                async with aclosing(open_stream()) as stream:
+                    async for pulled in stream:
+                        await self.queue.put(pulled)
+                        self._table.heard(peer)
+                        groups += 1
             except WireError as error:
                 reason = str(error)
-                self._strikes.add(peer)
+                self._standing.strike(peer)
             except NetworkError as error:
                 reason = str(error)
             # One exchange with one peer: whatever it managed to break, it is its own stream.
             except Exception as error:
                 reason = repr(error)
                 logger.exception("following %s", peer)
-            if groups or not (reason or loop.time() - started < SHORT_STREAM_S):
-                failures = 0
-            else:
-                failures += 1
-                logger.debug("%s: failure %d: %s", peer, failures, reason or "it had nothing to say")
-            delay = min(FIRST_RETRY_S * 2**failures, LAST_RETRY_S) if failures else FIRST_RETRY_S / 10
-            await asyncio.sleep(delay * self._rng.uniform(0.5, 1.5))
-        self._strikes.rest(peer, REST_S)
+            pause = attempts.ended(groups, loop.time() - started, broken=bool(reason))
+            if attempts.failures:
+                logger.debug("%s: failure %d: %s", peer, attempts.failures, reason or "it had nothing to say")
+            await asyncio.sleep(pause)
 
-    async def _pull(self, stack: Stack, peer: PeerId) -> AsyncIterator[Pulled]:
-        """One stream: yields each group once it is in the queue. Raises NetworkError, WireError."""
+    async def _pull(self, stack: Stack, peer: PeerId) -> AsyncGenerator[Pulled, None]:
+        """One stream of its log. A group that the next one was asked for after has been taken. Raises NetworkError,
+        WireError."""
+        rate = self._appetite()
+        window = min(max(int(rate * WINDOW_S), 1), MAX_WINDOW)
+        await self._meter.take(peer, window)
         epoch, cursor = self._positions.get(peer) or self._cursors.cursor(peer)
-        announcement = self._table.get(peer)
-        await stack.connect(peer, announcement.addresses if announcement is not None else ())
-        reader, writer = await stack.open_stream(peer, PULL)
+        reader, writer = await self._open(stack, peer, PULL)
         try:
             request = Pull(
                 swarm=self._membership.swarm,
                 epoch=epoch,
                 cursor=cursor,
-                max_groups=GROUPS_PER_STREAM,
+                max_groups=window,
                 membership=self._membership.proof(self._me),
+                max_backlog=min(max(int(rate * BACKLOG_S), MIN_BACKLOG), CATCH_UP),
             )
-            async with aclosing(pull(reader, writer, request, self._limits)) as responses:
+            allowed = partial(self._meter.take, peer)
+            async with aclosing(pull(reader, writer, request, self._limits, allowed)) as responses:
                 async for epoch, entry in responses:
+                    self._meter.charge(peer, size=len(entry.body))
+                    if self._relays is not None:
+                        self._relays.pulled(peer, entry.body)
                     received = Received(sender=peer, body=entry.body, signature=entry.signature)
-                    pulled = Pulled(received=received, epoch=epoch, cursor=entry.cursor)
-                    await self.queue.put(pulled)
+                    yield Pulled(received=received, position=(epoch, entry.cursor))
                     self._advance(peer, epoch, entry.cursor)
-                    self._table.heard(peer)
-                    yield pulled
         finally:
             writer.close()
+
+    async def _relayed(self, stack: Stack, peer: PeerId, relays: RelayReader) -> AsyncGenerator[Pulled, None]:
+        """One stream of what it relays. Raises as `_pull`."""
+        reader, writer = await self._open(stack, peer, RELAY)
+        try:
+            async with aclosing(relays.read(peer, reader, writer)) as groups:
+                async for received in groups:
+                    yield Pulled(received=received, position=None)
+        finally:
+            writer.close()
+
+    async def _open(
+        self, stack: Stack, peer: PeerId, protocol: str
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        announcement = self._table.get(peer)
+        await stack.connect(peer, announcement.addresses if announcement is not None else ())
+        return await stack.open_stream(peer, protocol)
 
     def _advance(self, peer: PeerId, epoch: bytes, cursor: int) -> None:
         self._positions[peer] = (epoch, cursor)

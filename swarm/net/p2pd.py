@@ -7,13 +7,16 @@ import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hivemind.p2p import P2P
 from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError
 from hivemind.utils.logging import use_hivemind_log_handler
 
 from swarm.errors import NetworkError
+from swarm.net.addressbook import AddressBook
+from swarm.net.addresses import port_of, usable, wildcard, with_ports
+from swarm.net.settings import P2PSettings
 
 STARTUP_TIMEOUT_S = 120.0
 CLOSE_TIMEOUT_S = 3.0
@@ -26,11 +29,33 @@ class StackConfig:
     identity_path: Path
     """A libp2p private key; who else uses it is the data directory's lock's affair, not the network's."""
     listen: tuple[str, ...]
-    """Multiaddrs with explicit ports."""
+    """Multiaddrs with explicit ports; none to listen nowhere."""
     announce: tuple[str, ...] = ()
+    relay: bool = False
+    """Circuit relays are used; AutoNAT; hole punching. The daemon offers one whatever is said here."""
     relays: tuple[str, ...] = ()
     """Multiaddrs of peers that may relay for us; dead ones do no harm."""
-    relay: bool = False
+    reachability: Literal["auto", "public", "private"] = "auto"
+    port_mapping: bool = False
+
+
+def stack_config(settings: P2PSettings, identity_path: Path, book: AddressBook) -> StackConfig:
+    """What to start a daemon with, now: free ports instead of 0, which `book` remembers for the next time."""
+    wanted = usable(settings.listen)
+    listen = with_ports(wanted, book.port)
+    for address, chosen in zip(wanted, listen, strict=True):
+        if wildcard(address) is not None:
+            book.keep_port(address, port_of(chosen))
+    book.save()
+    return StackConfig(
+        identity_path=identity_path,
+        listen=listen,
+        announce=settings.announce,
+        relay=settings.relay and not settings.local,
+        relays=settings.trusted_relays,
+        reachability=settings.reachability,
+        port_mapping=settings.port_mapping and not settings.local,
+    )
 
 
 async def launch(config: StackConfig, directory: Path) -> P2P:
@@ -40,16 +65,18 @@ async def launch(config: StackConfig, directory: Path) -> P2P:
     private = type("P2P", (P2P,), {"_UNIX_SOCKET_PREFIX": f"/unix{directory}/"})
     starting = asyncio.create_task(
         private.create(
-            host_maddrs=config.listen,
+            host_maddrs=config.listen or None,
+            no_listen=not config.listen,
             announce_maddrs=config.announce or None,
-            trusted_relays=config.relays if config.relay else None,
+            trusted_relays=config.relays or None,
             identity_path=str(config.identity_path),
             check_if_identity_free=False,
             startup_timeout=STARTUP_TIMEOUT_S,
             use_relay=config.relay,
             use_auto_relay=config.relay and bool(config.relays),
             auto_nat=config.relay,
-            nat_port_map=config.relay,
+            force_reachability=None if config.reachability == "auto" else config.reachability,
+            nat_port_map=config.port_mapping,
         )
     )
     try:

@@ -28,11 +28,11 @@ from hivemind.p2p.p2p_daemon_bindings.control import ControlClient
 from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError, P2PHandlerError, read_pbmsg_safe, write_pbmsg
 from hivemind.proto import p2pd_pb2 as untyped_pb2
-from hivemind.utils.multiaddr import Multiaddr
 
 from swarm.errors import NetworkError, WireError
 from swarm.net.addresses import is_loopback, parse
 from swarm.net.guards import HandlerTasks, PendingCalls
+from swarm.net.multiaddr import pack, unpack
 from swarm.net.p2pd import CLOSE_TIMEOUT_S, StackConfig, end, launch, settled
 from swarm.net.rundir import run_directory
 from swarm.types import PeerId
@@ -168,6 +168,20 @@ class Stack:
         except (P2PDaemonError, P2PHandlerError):
             pass
 
+    async def remote_addresses(self, peer: PeerId) -> tuple[str, ...]:
+        """Where our connections to `peer` lead, by what the transport says; one through a relay names the relay."""
+        return tuple((await self.connections()).get(peer, ()))
+
+    async def connections(self) -> dict[PeerId, list[str]]:
+        """The same of everybody that we have a connection to."""
+        request = p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS)
+        response, _, writer = await self._ask(request, CONTROL_TIMEOUT_S, "asking the daemon for its connections")
+        writer.close()
+        found = dict[PeerId, list[str]]()
+        for peer in response.peers:  # a connection each
+            found.setdefault(PeerId(PeerID(peer.id).to_base58()), []).extend(_unpacked(peer.addrs))
+        return found
+
     async def _identify(self) -> tuple[str, ...]:
         request = p2pd_pb2.Request(type=p2pd_pb2.Request.IDENTIFY)
         response, _, writer = await self._ask(request, CONTROL_TIMEOUT_S, "asking the daemon for its addresses")
@@ -226,28 +240,29 @@ async def open_stack(config: StackConfig) -> AsyncIterator[Stack]:
 
 
 def _packed(addresses: Iterable[str]) -> list[bytes]:
-    """Of those that are well-formed and known to hivemind, in the daemon's own form, without a peer id at the end."""
+    """Of those that are well-formed, in the daemon's own form, without a peer id at the end."""
     places = []
     for address in addresses:
         try:
             place, _ = parse(address)
-            places.append(Multiaddr(place).to_bytes())
-        except WireError:
-            continue
-        # Its parser raises what its parts raise (binascii, idna, struct, lookups): strangers write these.
-        except Exception as error:  # noqa: BLE001
-            logger.debug("address %r: %r", address, error)
+            places.append(pack(place))
+        except WireError as error:
+            logger.debug("address %r: %s", address, error)
     return places
 
 
 def _with_peer(places: Iterable[bytes], peer: PeerId) -> tuple[str, ...]:
     """The daemon's addresses as text, with a peer id. Those on loopback only if there are no others."""
+    texts = _unpacked(places)
+    public = [text for text in texts if not is_loopback(text)]
+    return tuple(f"{text}/p2p/{peer}" for text in public or texts)
+
+
+def _unpacked(places: Iterable[bytes]) -> list[str]:
     texts = []
     for place in places:
         try:
-            texts.append(str(Multiaddr(place)))
-        # As above; the daemon knows protocols that hivemind's parser does not.
-        except Exception as error:  # noqa: BLE001
-            logger.debug("address %s: %r", place.hex(), error)
-    public = [text for text in texts if not is_loopback(text)]
-    return tuple(f"{text}/p2p/{peer}" for text in public or texts)
+            texts.append(unpack(place))
+        except WireError as error:  # The daemon knows more protocols than we do.
+            logger.debug("%s", error)
+    return texts

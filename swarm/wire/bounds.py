@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection
 
 import numpy as np
 
@@ -73,10 +73,10 @@ def proof(value: bytes) -> bytes:
     return value
 
 
-def stop_strings(values: Iterable[str]) -> tuple[str, ...]:
+def stop_strings(values: Collection[str]) -> tuple[str, ...]:
     """Of sampling parameters: few and short, in UTF-8 bytes; else LimitError."""
+    limit("stop strings", len(values), MAX_STOP_STRINGS)
     strings = tuple(values)
-    limit("stop strings", len(strings), MAX_STOP_STRINGS)
     for string in strings:
         limit("stop string bytes", len(string.encode()), MAX_STOP_BYTES)
     return strings

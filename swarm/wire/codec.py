@@ -7,12 +7,7 @@ parsed and is consistent in its counts. Whether it is true (signature of a group
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
-
-from google.protobuf.message import DecodeError, Message
 
 from swarm.errors import LimitError, ProtocolMismatch, WireError
 from swarm.limits import Limits
@@ -28,6 +23,7 @@ from swarm.types import (
 )
 from swarm.wire import bounds, turns, values
 from swarm.wire.identity import ANNOUNCEMENT_DOMAIN, GROUP_DOMAIN, Identity, check_signature
+from swarm.wire.parsing import encoding, parse
 from swarm.wire.v1 import exchange_pb2 as pb
 
 #: Nodes of different protocols never mix: it is in every message and in the swarm's id.
@@ -36,8 +32,6 @@ PROTOCOL = 1
 MAX_ANNOUNCEMENT_BYTES = 2000
 MAX_ADDRESSES = 8
 MAX_PULL_GROUPS = 1024
-
-MessageT = TypeVar("MessageT", bound=Message)
 
 
 # Groups ---------------------------------------------------------------------------------------------------------------
@@ -50,7 +44,7 @@ def encode_group(group: RolloutGroup) -> bytes:
     lone surrogates, a turn of no tokens.
     """
     _bounded_group(group)
-    with _encoding():
+    with encoding():
         task, sampling = group.task, group.sampling
         message = pb.RolloutGroup(
             protocol=PROTOCOL,
@@ -94,7 +88,7 @@ def decode_group(body: bytes, signature: bytes, limits: Limits) -> SignedGroup:
     """
     bounds.limit("group bytes", len(body), limits.max_group_bytes)
     bounds.limit("signature bytes", len(signature), bounds.SIGNATURE_BYTES)
-    message = _parse(pb.RolloutGroup(), body)
+    message = parse(pb.RolloutGroup(), body)
     _check_protocol(message.protocol)
     bounds.limit("rollouts", len(message.rollouts), limits.max_rollouts)
     task, sampling = message.task, message.sampling
@@ -140,7 +134,7 @@ def encode_announcement(announcement: Announcement, identity: Identity) -> bytes
     a = _bounded_announcement(announcement)
     if a.peer != identity.peer_id:
         raise WireError(f"an announcement of {a.peer} cannot be signed by {identity.peer_id}")
-    with _encoding():
+    with encoding():
         message = pb.Announcement(
             protocol=PROTOCOL,
             swarm=a.swarm,
@@ -170,8 +164,8 @@ def decode_announcement(data: bytes) -> Announcement:
     Raises WireError (LimitError, ProtocolMismatch), or SignatureMismatch.
     """
     bounds.limit("announcement bytes", len(data), MAX_ANNOUNCEMENT_BYTES)
-    signed = _parse(pb.SignedAnnouncement(), data)
-    message = _parse(pb.Announcement(), signed.body)
+    signed = parse(pb.SignedAnnouncement(), data)
+    message = parse(pb.Announcement(), signed.body)
     _check_protocol(message.protocol)
     announcement = _bounded_announcement(
         Announcement(
@@ -230,17 +224,20 @@ class Pull:
     max_groups: int
     membership: bytes = b""
     """The reader's."""
+    max_backlog: int = 0
+    """When more than so many are waiting, the oldest are skipped; 0 leaves it to the publisher."""
 
 
 def encode_pull(pull: Pull) -> bytes:
     """Raises WireError for what the other side would refuse."""
-    with _encoding():
+    with encoding():
         request = pb.PullRequest(
             swarm=pull.swarm,
             epoch=pull.epoch,
             cursor=pull.cursor,
             max_groups=pull.max_groups,
             membership=pull.membership,
+            max_backlog=pull.max_backlog,
         )
     _read_pull(request)
     return request.SerializeToString()
@@ -248,7 +245,7 @@ def encode_pull(pull: Pull) -> bytes:
 
 def decode_pull(data: bytes) -> Pull:
     """Raises WireError (LimitError) unless everything is within bounds."""
-    return _read_pull(_parse(pb.PullRequest(), data))
+    return _read_pull(parse(pb.PullRequest(), data))
 
 
 def _read_pull(request: pb.PullRequest) -> Pull:
@@ -260,12 +257,32 @@ def _read_pull(request: pb.PullRequest) -> Pull:
         cursor=bounds.integer("cursor", request.cursor),
         max_groups=request.max_groups,
         membership=bounds.proof(request.membership),
+        max_backlog=request.max_backlog,
     )
+
+
+def encode_credit(groups: int) -> bytes:
+    """Raises WireError for what the other side would refuse."""
+    with encoding():
+        message = pb.PullCredit(groups=groups)
+    _read_credit(message)
+    return message.SerializeToString()
+
+
+def decode_credit(data: bytes) -> int:
+    """Groups more that a reader has room for. Raises WireError (LimitError)."""
+    return _read_credit(parse(pb.PullCredit(), data))
+
+
+def _read_credit(message: pb.PullCredit) -> int:
+    if not 1 <= message.groups <= MAX_PULL_GROUPS:
+        raise LimitError(f"credit {message.groups}: must be from 1 to {MAX_PULL_GROUPS}")
+    return message.groups
 
 
 def encode_entry(epoch: bytes, entry: LogEntry) -> bytes:
     """One entry of the log `epoch`. Raises WireError for what the other side would refuse."""
-    with _encoding():
+    with encoding():
         group = pb.SignedGroup(body=entry.body, signature=entry.signature)
         response = pb.PullResponse(epoch=epoch, cursor=entry.cursor, group=group)
     _read_entry(response)
@@ -276,7 +293,7 @@ def decode_entry(data: bytes) -> tuple[bytes, LogEntry]:
     """The epoch of the log and one entry of it. The entry's body is for `decode_group` to bound.
 
     Raises WireError unless everything else is within bounds."""
-    return _read_entry(_parse(pb.PullResponse(), data))
+    return _read_entry(parse(pb.PullResponse(), data))
 
 
 def _read_entry(response: pb.PullResponse) -> tuple[bytes, LogEntry]:
@@ -285,28 +302,6 @@ def _read_entry(response: pb.PullResponse) -> tuple[bytes, LogEntry]:
     bounds.limit("signature bytes", len(response.group.signature), bounds.SIGNATURE_BYTES)
     entry = LogEntry(cursor=response.cursor, body=response.group.body, signature=response.group.signature)
     return bounds.epoch(response.epoch), entry
-
-
-# Protobuf -------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _encoding() -> Iterator[None]:
-    """Protobuf's own refusals (an integer out of range, a lone surrogate) are the format's."""
-    try:
-        yield
-    except WireError:
-        raise
-    except ValueError as error:
-        raise WireError(f"cannot be written: {error}") from error
-
-
-def _parse(message: MessageT, data: bytes) -> MessageT:
-    try:
-        message.ParseFromString(data)
-    except DecodeError as error:
-        raise WireError(f"{len(data)} bytes are no {message.DESCRIPTOR.name}: {error}") from error
-    return message
 
 
 def _check_protocol(protocol: int) -> None:

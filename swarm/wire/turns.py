@@ -15,6 +15,7 @@ from swarm.wire.v1 import exchange_pb2 as pb
 #: Log-probabilities travel as uint16 in units of 1/2048 nat: steps of 0.05 %, saturating at 32 nats.
 LOGPROB_SCALE = 2048
 _LOGPROB = np.dtype("<u2")
+_MAX_INT32 = np.iinfo(np.int32).max
 
 #: Version spans of one rollout. A rollout that saw so many versions is stale; a million spans would stall the reader.
 MAX_SPANS = 64
@@ -111,8 +112,10 @@ def _check_counts(num_tokens: int, num_lengths: int, num_ids: int | None, spans:
 
 
 def _int32(name: str, values: Sequence[int]) -> np.ndarray:
-    array = np.fromiter(values, np.int64, len(values))
-    bounds.limit(name, int(array.max(initial=0)), np.iinfo(np.int32).max)
+    """At least one."""
+    # protobuf's containers become arrays by themselves, a hundred times as fast as number by number.
+    array = np.array(values, np.uint32)
+    bounds.limit(name, int(array.max()), _MAX_INT32)
     return _frozen(array.astype(np.int32))
 
 

@@ -176,18 +176,26 @@ class SignedAnnouncement(_message.Message):
     def __init__(self, body: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("swarm", "epoch", "cursor", "max_groups", "membership")
+    __slots__ = ("swarm", "epoch", "cursor", "max_groups", "membership", "max_backlog")
     SWARM_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     CURSOR_FIELD_NUMBER: _ClassVar[int]
     MAX_GROUPS_FIELD_NUMBER: _ClassVar[int]
     MEMBERSHIP_FIELD_NUMBER: _ClassVar[int]
+    MAX_BACKLOG_FIELD_NUMBER: _ClassVar[int]
     swarm: str
     epoch: bytes
     cursor: int
     max_groups: int
     membership: bytes
-    def __init__(self, swarm: _Optional[str] = ..., epoch: _Optional[bytes] = ..., cursor: _Optional[int] = ..., max_groups: _Optional[int] = ..., membership: _Optional[bytes] = ...) -> None: ...
+    max_backlog: int
+    def __init__(self, swarm: _Optional[str] = ..., epoch: _Optional[bytes] = ..., cursor: _Optional[int] = ..., max_groups: _Optional[int] = ..., membership: _Optional[bytes] = ..., max_backlog: _Optional[int] = ...) -> None: ...
+
+class PullCredit(_message.Message):
+    __slots__ = ("groups",)
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    groups: int
+    def __init__(self, groups: _Optional[int] = ...) -> None: ...
 
 class PullResponse(_message.Message):
     __slots__ = ("epoch", "cursor", "group")
@@ -198,3 +206,49 @@ class PullResponse(_message.Message):
     cursor: int
     group: SignedGroup
     def __init__(self, epoch: _Optional[bytes] = ..., cursor: _Optional[int] = ..., group: _Optional[_Union[SignedGroup, _Mapping]] = ...) -> None: ...
+
+class RelayRequest(_message.Message):
+    __slots__ = ("swarm", "membership")
+    SWARM_FIELD_NUMBER: _ClassVar[int]
+    MEMBERSHIP_FIELD_NUMBER: _ClassVar[int]
+    swarm: str
+    membership: bytes
+    def __init__(self, swarm: _Optional[str] = ..., membership: _Optional[bytes] = ...) -> None: ...
+
+class Offer(_message.Message):
+    __slots__ = ("id", "origin", "hops", "bytes", "created_at", "source")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    HOPS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    id: bytes
+    origin: str
+    hops: int
+    bytes: int
+    created_at: float
+    source: str
+    def __init__(self, id: _Optional[bytes] = ..., origin: _Optional[str] = ..., hops: _Optional[int] = ..., bytes: _Optional[int] = ..., created_at: _Optional[float] = ..., source: _Optional[str] = ...) -> None: ...
+
+class RelayWants(_message.Message):
+    __slots__ = ("ids",)
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, ids: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class RelayedGroup(_message.Message):
+    __slots__ = ("id", "group")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    id: bytes
+    group: SignedGroup
+    def __init__(self, id: _Optional[bytes] = ..., group: _Optional[_Union[SignedGroup, _Mapping]] = ...) -> None: ...
+
+class RelayResponse(_message.Message):
+    __slots__ = ("offers", "relayed")
+    OFFERS_FIELD_NUMBER: _ClassVar[int]
+    RELAYED_FIELD_NUMBER: _ClassVar[int]
+    offers: _containers.RepeatedCompositeFieldContainer[Offer]
+    relayed: RelayedGroup
+    def __init__(self, offers: _Optional[_Iterable[_Union[Offer, _Mapping]]] = ..., relayed: _Optional[_Union[RelayedGroup, _Mapping]] = ...) -> None: ...

@@ -189,7 +189,7 @@ class Alarm(_message.Message):
     def __init__(self, name: _Optional[str] = ..., text: _Optional[str] = ..., value: _Optional[float] = ..., threshold: _Optional[float] = ..., since_step: _Optional[int] = ...) -> None: ...
 
 class Peer(_message.Message):
-    __slots__ = ("peer", "name", "addresses", "last_seen_s", "head", "cursor", "admitted", "refused")
+    __slots__ = ("peer", "name", "addresses", "last_seen_s", "head", "cursor", "admitted", "refused", "trust", "trusted", "ban_s")
     class RefusedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -205,6 +205,9 @@ class Peer(_message.Message):
     CURSOR_FIELD_NUMBER: _ClassVar[int]
     ADMITTED_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    TRUST_FIELD_NUMBER: _ClassVar[int]
+    TRUSTED_FIELD_NUMBER: _ClassVar[int]
+    BAN_S_FIELD_NUMBER: _ClassVar[int]
     peer: str
     name: str
     addresses: _containers.RepeatedScalarFieldContainer[str]
@@ -213,7 +216,10 @@ class Peer(_message.Message):
     cursor: int
     admitted: int
     refused: _containers.ScalarMap[str, int]
-    def __init__(self, peer: _Optional[str] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., last_seen_s: _Optional[float] = ..., head: _Optional[int] = ..., cursor: _Optional[int] = ..., admitted: _Optional[int] = ..., refused: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    trust: float
+    trusted: bool
+    ban_s: float
+    def __init__(self, peer: _Optional[str] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., last_seen_s: _Optional[float] = ..., head: _Optional[int] = ..., cursor: _Optional[int] = ..., admitted: _Optional[int] = ..., refused: _Optional[_Mapping[str, int]] = ..., trust: _Optional[float] = ..., trusted: _Optional[bool] = ..., ban_s: _Optional[float] = ...) -> None: ...
 
 class VerdictRecord(_message.Message):
     __slots__ = ("origin", "group", "reason", "detail", "age_s")

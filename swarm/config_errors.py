@@ -89,7 +89,8 @@ def _neighbour(keys: Sequence[str], table: type[BaseModel] | None, root: type[Ba
     elsewhere = [key for key in _all_keys(root) if key.rpartition(".")[2] == keys[-1]]
     if elsewhere and ".".join(keys) not in elsewhere:
         return f"did you mean {elsewhere[0]}?"
-    variant = f" of type {shown(table.model_fields['type'].default)}" if table is not None and "type" in names else ""
+    tag = table.model_fields["type"].default if table is not None and "type" in names else None
+    variant = f" of type {shown(tag)}" if isinstance(tag, str) else ""
     return f"{parent or 'the file'}{variant} has {', '.join(names)}"
 
 
