@@ -260,9 +260,10 @@ class LearnerConfig(Table):
     """Action tokens whose logits exist at the same time."""
     min_advantage: NonNegativeFloat = 0.02
     """Rollouts with less are not trained on: they would cost a forward pass and move nothing."""
-    truncated: Truncated = "scored"
+    truncated: Truncated = "failed"
     """What a rollout is worth that was cut off before its policy ended it: "scored" as its text is, "failed" (reward
-    0: who has answered should stop), or "ignored"."""
+    0: who has answered should stop, which some swarms unlearn otherwise: docs/experiments/sharing-tokenizers.md), or
+    "ignored"."""
     opsm_delta: PositiveFloat = 0.5
     """Own negatives that drifted further (mean nats a token) are vetoed (DeepSeek-V3.2 OPSM)."""
 

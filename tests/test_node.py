@@ -45,7 +45,7 @@ def config_of(policy: Path, data_dir: Path, /, **settings: object) -> NodeConfig
         "policy": {"model": str(policy)},
         "tasks": [plain],
         "sampler": {"group_size": 4, "concurrency": 8, "max_new_tokens": 6},
-        "learner": {"lr": 1e-2, "warmup_steps": 0},
+        "learner": {"lr": 1e-2, "warmup_steps": 0, "truncated": "scored"},
         "pool": {"own_groups": 4, "foreign_groups": 4, "own_capacity": 4},
         "exchange": {"type": "none"},
         "eval": {"every_steps": 0},

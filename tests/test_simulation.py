@@ -31,7 +31,7 @@ def config(directory: Path, name: str, *, steps: int = 3, foreign: int = 2, lag_
             "policy": {"model": str(directory)},
             "tasks": [{"type": "plugin", "factory": "tests.plain_tasks:Plain", "name": "plain"}],
             "sampler": {"group_size": 4, "max_new_tokens": 4, "concurrency": 2},
-            "learner": {"lr": 1e-2, "warmup_steps": 1},
+            "learner": {"lr": 1e-2, "warmup_steps": 1, "truncated": "scored"},
             "pool": {"own_groups": 2, "foreign_groups": foreign, "own_capacity": 2, "max_lag": lag_bound},
         }
     )

@@ -3,8 +3,9 @@
 Text is what is shared; here it becomes our own tokens again. Rows are filtered on their advantage *after* the tracker,
 never on the spread of their group's rewards: an expert's all-correct group is the best teacher there is.
 
-Truncated own rollouts are trained on with the reward that they got: a node that is to answer within its token budget
-has to learn what did not fit. Rollouts without a score, and those that the engine failed on, are no evidence.
+Truncated own rollouts are trained on with the reward that they have (`learner.truncated`): a node that is to answer
+within its token budget has to learn what did not fit. Rollouts without a score, and those that the engine failed on,
+are no evidence.
 """
 
 from __future__ import annotations

@@ -4,12 +4,13 @@ nothing goes."""
 from __future__ import annotations
 
 from node.lab.experiment import Comparison, Experiment, Metric
-from node.lab.experiments.common import COSTS, LEARNED, NODES, PASS, UNIFORM
+from node.lab.experiments.common import COSTS, LEARNED, LEARNER, NODES, PASS, UNIFORM
 from node.lab.settings import Tables, arm
 
 #: What the other experiments chose.
 DEFAULT: Tables = {
     "sampler": {"group_size": 2},
+    "learner": LEARNER,
     "pool": {"own_groups": 32, "foreign_groups": 96, "own_capacity": 32, "foreign_capacity": 1024},
 }
 #: Shorter than elsewhere: with so many groups a step takes twice as long.
@@ -38,6 +39,7 @@ CHANGES: dict[str, Tables] = {
     "demand-0": {"foreign": {"demand": 0.0}},
     "peers-failures": {"foreign": {"negatives": 1.0}},
     "any-share": {"pool": {"peer_share": 1.0}},
+    "cut-off-scored": {"learner": {"truncated": "scored"}},
 }
 
 

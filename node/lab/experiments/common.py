@@ -24,5 +24,7 @@ NODES = 4
 STEPS = 160
 SINGLE_STEPS = 200
 """Of experiments with one node."""
+LEARNER = {"truncated": "failed"}
+"""What the sharing experiments chose: without it some runs unlearn to end their responses, whatever is compared."""
 UNIFORM = {"exploration": 1000.0}
 """Sampler: every task as likely as any other, so that rewards of different arms are of the same tasks."""

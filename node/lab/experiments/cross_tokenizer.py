@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from node.lab.experiment import Comparison, Experiment, Metric
-from node.lab.experiments.common import LEARNED, NODES, PASS, STEPS, UNIFORM
+from node.lab.experiments.common import LEARNED, LEARNER, NODES, PASS, STEPS, UNIFORM
 from node.lab.experiments.sharing import SHARED
 from node.lab.settings import arm
 
@@ -21,14 +21,14 @@ EXPERIMENT = Experiment(
     question="Is a likelihood ratio across tokenizers worth its trouble, by sequence or by chunk?",
     setting=f"{NODES} nodes, two tokenizers, {STEPS} steps of 8 own and up to 8 foreign groups, tasks drawn uniformly.",
     arms=[
-        arm("alone", world="tokenizers", nodes=NODES, steps=STEPS, tables={"sampler": UNIFORM}),
+        arm("alone", world="tokenizers", nodes=NODES, steps=STEPS, tables={"sampler": UNIFORM, "learner": LEARNER}),
         *(
             arm(
                 name,
                 world="tokenizers",
                 nodes=NODES,
                 steps=STEPS,
-                tables={"sampler": UNIFORM, "pool": SHARED, "foreign": rule},
+                tables={"sampler": UNIFORM, "learner": LEARNER, "pool": SHARED, "foreign": rule},
             )
             for name, rule in RULES.items()
         ),

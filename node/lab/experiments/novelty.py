@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from node.lab.experiment import Comparison, Experiment, Metric
-from node.lab.experiments.common import PASS, UNIFORM
+from node.lab.experiments.common import LEARNER, PASS, UNIFORM
 from node.lab.experiments.sharing import SHARED
 from node.lab.settings import arm
 from node.lab.worlds import TAUGHT
@@ -28,7 +28,13 @@ EXPERIMENT = Experiment(
     " up to 8 foreign groups, tasks drawn uniformly.",
     arms=[
         *(
-            arm(f"{rate}:alone", world=f"apprentices-{rate}", nodes=2, steps=STEPS, tables={"sampler": UNIFORM})
+            arm(
+                f"{rate}:alone",
+                world=f"apprentices-{rate}",
+                nodes=2,
+                steps=STEPS,
+                tables={"sampler": UNIFORM, "learner": LEARNER},
+            )
             for rate in RATES
         ),
         *(
@@ -37,7 +43,7 @@ EXPERIMENT = Experiment(
                 world=f"apprentices-{rate}",
                 nodes=2,
                 steps=STEPS,
-                tables={"sampler": UNIFORM, "pool": SHARED, "foreign_gate": gate},
+                tables={"sampler": UNIFORM, "learner": LEARNER, "pool": SHARED, "foreign_gate": gate},
             )
             for rate in RATES
             for name, gate in GATES.items()

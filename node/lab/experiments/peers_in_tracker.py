@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from node.lab.experiment import Arm, Comparison, Experiment, Metric
-from node.lab.experiments.common import LEARNED, NODES, PASS, STEPS, UNIFORM
+from node.lab.experiments.common import LEARNED, LEARNER, NODES, PASS, STEPS, UNIFORM
 from node.lab.experiments.sharing import SHARED
 from node.lab.settings import arm
 
 
 def _arm(name: str, world: str, **tracker: object) -> Arm:
-    tables = {"sampler": UNIFORM, "pool": SHARED, "tracker": tracker}
+    tables = {"sampler": UNIFORM, "learner": LEARNER, "pool": SHARED, "tracker": tracker}
     return arm(name, world=world, nodes=NODES, steps=STEPS, tables=tables)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from node.lab.adversary import BODIES, Attack
 from node.lab.experiment import Arm, Comparison, Experiment, Metric
-from node.lab.experiments.common import LEARNED, PASS, UNIFORM
+from node.lab.experiments.common import LEARNED, LEARNER, PASS, UNIFORM
 from node.lab.experiments.novelty import GATES
 from node.lab.experiments.sharing import SAPO, SHARED
 from node.lab.settings import Tables, arm
@@ -26,7 +26,7 @@ def attacks(body: str, share: float, logprob: float = LIKELY) -> list[Attack]:
 
 
 def _arm(name: str, hostile: list[Attack], tables: Tables | None = None) -> Arm:
-    merged = {"sampler": UNIFORM, "pool": SHARED, **(tables or {})}
+    merged = {"sampler": UNIFORM, "learner": LEARNER, "pool": SHARED, **(tables or {})}
     return arm(name, world="skills", nodes=HONEST, steps=STEPS, tables=merged, attacks=hostile)
 
 
@@ -35,7 +35,7 @@ def _gated(gate: str) -> Tables:
 
 
 ARMS = [
-    arm("alone", world="skills", nodes=HONEST, steps=STEPS, tables={"sampler": UNIFORM}),
+    arm("alone", world="skills", nodes=HONEST, steps=STEPS, tables={"sampler": UNIFORM, "learner": LEARNER}),
     *(_arm(f"0%:{gate}", [], _gated(gate)) for gate in GATES),
     *(
         _arm(f"{share:.0%}:{body}:{gate}", attacks(body, share), _gated(gate))
