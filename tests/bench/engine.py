@@ -46,6 +46,7 @@ from node.rl.sampler import TaskSampler
 from node.rl.tracker import ValueTracker
 from node.seed.tokenizer import make_tokenizer
 from node.settings import task_specs
+from swarm.membership import Membership
 from swarm.tasks.judge import ProcessJudge
 from swarm.types import PolicyVersion
 from tests.builders import identity
@@ -229,7 +230,7 @@ def producer(config: NodeConfig, policy: Policy, judge: ProcessJudge, generator:
     tracker = ValueTracker(config.tracker)
     author = Author(
         identity=identity(1),
-        swarm="bench",
+        membership=Membership(swarm="bench"),
         model=policy.fingerprint,
         codec=policy.codec,
         sampling=config.sampler.params,
