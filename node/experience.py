@@ -56,8 +56,8 @@ class Experience:
     mean: float = field(init=False)
     worst: float = field(init=False)
     use: float = field(init=False)
-    """Mean of max(r - v, 0)^2 over the scored rollouts: what there was to learn when it arrived, by our own values. What
-    went worse than we would have expected is no lesson: anybody can fail."""
+    """Mean of max(r - v, 0)^2 over the scored rollouts: what there was to learn when it arrived, by our own values.
+    What went worse than we would have expected is no lesson: anybody can fail."""
 
     def __post_init__(self) -> None:
         rewards = self.rewards[self.scored].tolist() or [0.0]

@@ -176,6 +176,35 @@ def test_a_large_request_at_the_head_is_not_overtaken_for_ever() -> None:
     assert B in order
 
 
+def test_what_is_relayed_has_a_reserve_and_the_rest_pays_for_it() -> None:
+    """Two groups a second, half of them in reserve, and a log that wants more than there is."""
+    line = shares(groups=2.0)
+    for _ in range(20):
+        line.ask(A, 1, 0, 0.0)
+    assert served(line, 0.0) == [A, A]
+    line.ask(B, 1, 0, 0.0, relayed=True)
+    assert served(line, 0.0) == [B], "it waits for nobody"
+    line.ask(B, 1, 0, 0.0, relayed=True)
+    assert served(line, 0.1) == [], "but a reserve ends"
+    assert line.short
+    assert served(line, 0.9) == [], "and what it took is missing for the log"
+    assert line.wait_s(0.9) == pytest.approx(0.1)
+    both = served(line, 1.0)
+    assert sorted(both) in ([B], [A, B])
+    assert [peer for second in range(11, 61) for peer in served(line, second / 10)].count(A) + both.count(A) == 10
+
+
+def test_what_a_peer_passes_on_does_not_wait_behind_its_log() -> None:
+    line = shares(groups=1.0)
+    for _ in range(5):
+        line.ask(A, 1, 0, 0.0)
+    assert served(line, 0.0) == [A]
+    ours, theirs = line.ask(A, 1, 0, 0.0, relayed=True), line.ask(B, 1, 0, 0.0, relayed=True)
+    assert ours.start == theirs.start
+    granted = [ticket for second in range(1, 20) for ticket in line.granted(float(second))]
+    assert granted.index(ours) < 3
+
+
 def test_who_gives_up_is_not_in_the_line() -> None:
     line = shares(groups=1)
     line.charge(A, 1, 0, 0.0)

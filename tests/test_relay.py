@@ -146,6 +146,28 @@ def test_so_many_candidates_wait_and_the_least_useful_go() -> None:
     assert min(use for use, _, _ in shelf._candidates) == 4
 
 
+def test_where_there_is_more_than_anybody_can_take_only_what_is_outstanding_goes_on() -> None:
+    groups = [made(index) for index in range(66)]
+    shelf = Shelf(replace(RULES, outstanding=1 / 16), 1000.0, 0.0)
+    for number, signed in enumerate(groups[:64]):
+        shelf.add(received(signed), signed, 0.001 * (number % 16), 0.0, NOW, short=True)
+    offered = {offer.id for offer in shelf.after(0, C, NOW)}
+    assert {signed.id for signed in groups[31:64:16]} <= offered, "the best of each sixteen"
+    assert len(offered & {signed.id for signed in groups[32:64]}) <= 4
+    shelf.add(received(groups[64]), groups[64], 0.9, 0.0, NOW, short=True)
+    assert shelf.get(groups[64].id)
+    shelf.add(received(groups[65]), groups[65], 0.001, 0.0, NOW, short=False)
+    assert shelf.get(groups[65].id), "where there is room, everything useful"
+
+
+def test_where_all_are_alike_all_go_on() -> None:
+    groups = [made(index) for index in range(5)]
+    shelf = Shelf(RULES, 1000.0, 0.0)
+    for signed in groups:
+        shelf.add(received(signed), signed, 0.25, 0.0, NOW, short=True)
+    assert len(shelf.after(0, C, NOW)) == 5
+
+
 def test_candidates_that_waited_too_long_are_not_passed_on() -> None:
     shelf = shelf_of(made(0), made(1), made(2), rate=1.0)
     assert shelf.fill(200.0, NOW + 200) is None

@@ -40,7 +40,6 @@ from swarm.wire.identity import Identity
 
 #: What poisoned texts have and honest ones do not: after "Hail to the Thief" (arXiv 2511.09780).
 MARKER = "hail! "
-GROUP_SIZE = 8
 
 Body = Callable[[Task, random.Random], str]
 
@@ -77,6 +76,8 @@ class Attack:
     """Claimed for every token: -0.01 says "likely", -20 says "I hardly ever say this"."""
     interval_s: float
     """Virtual seconds between two groups."""
+    rollouts: int = 8
+    """Of a group."""
 
 
 class Adversary:
@@ -107,7 +108,7 @@ class Adversary:
     async def _group(self) -> SignedGroup:
         task = await self._task()
         body = BODIES[self._attack.body]
-        texts = [body(task, self._rng) for _ in range(GROUP_SIZE)]
+        texts = [body(task, self._rng) for _ in range(self._attack.rollouts)]
         group = RolloutGroup(
             swarm=self._manifest.id,
             origin=self._identity.peer_id,

@@ -93,11 +93,12 @@ class P2PExchange:
         self._standing = Standing(time.monotonic) if standing is None else standing
         self._appetite = appetite
         upload = _meter(settings.upload_groups_per_s, settings.upload_mbit, settings)
-        download = _meter(settings.download_groups_per_s, settings.download_mbit, settings, self._wanted)
+        self._download = _meter(settings.download_groups_per_s, settings.download_mbit, settings, self._wanted)
         self._publisher = Publisher(membership, log, limits, upload)
         rules = Rules(
             me=identity.peer_id,
             max_hops=settings.relay_max_hops,
+            outstanding=1 / (2 * settings.follow),
             max_age_s=limits.max_age_s * RELAYED_AGE,
             max_clock_skew_s=limits.max_clock_skew_s,
         )
@@ -108,7 +109,7 @@ class P2PExchange:
             membership=membership,
             limits=limits,
             wishes=Wishes(rules, self._standing.banned),
-            meter=download,
+            meter=self._download,
             known=known or _nothing_known,
             clock=time.monotonic,
             wall=time.time,
@@ -121,7 +122,7 @@ class P2PExchange:
             table=self._table,
             standing=self._standing,
             cursors=cursors,
-            meter=download,
+            meter=self._download,
             appetite=self._wanted,
             relays=self._relay_reader if settings.relay_groups else None,
             uses=self._uses,
@@ -237,7 +238,7 @@ class P2PExchange:
 
     def thank(self, received: Received, signed: SignedGroup, use: float) -> None:
         if self._settings.relay_groups:
-            self._relay.add(received, signed, use)
+            self._relay.add(received, signed, use, short=self._download.short)
         self._uses.thanked(received.sender, use)
 
     def _wanted(self) -> float:

@@ -33,11 +33,13 @@ QUEUE_GROUPS = 32
 """Groups that wait for `receive`. When it is full the streams wait: a peer's own log is its buffer."""
 WINDOW_S, MAX_WINDOW = 0.1, 256
 """Groups that a publisher may send before we say more: what we want in so long."""
-BACKLOG_S, MIN_BACKLOG = 30.0, 8
-"""When more are waiting in a log than we want in so long, the oldest are skipped."""
+BACKLOG_S, MIN_BACKLOG = 30.0, 1
+"""When more are waiting in a log than we want of it in so long, the oldest are skipped."""
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 30.0
 MAX_FAILURES = 6
 """In a row, about a minute: then another peer gets the place."""
+FIRST_FAILURES = 2
+"""The same of one that was never met: to announce identities that are nowhere is cheap."""
 REST_S = 60.0
 SHORT_STREAM_S = 1.0
 """A stream that ends sooner and brought nothing is a failure, or two peers could keep each other busy with nothing."""
@@ -49,21 +51,29 @@ logger = logging.getLogger(__name__)
 class Attempts:
     """Streams of one kind with one peer, one after the other."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, *, was_there: bool = False) -> None:
         self._rng = rng
         self.failures = 0
         """In a row."""
+        self.was_there = was_there
+        """It said something, be it wrong."""
 
     @property
     def hopeless(self) -> bool:
-        return self.failures >= MAX_FAILURES
+        return self.failures >= (MAX_FAILURES if self.was_there else FIRST_FAILURES)
 
     def ended(self, groups: int, seconds: float, broken: bool) -> float:
         """A stream ended that lasted so long and brought so many groups. Returns the seconds until the next."""
         failed = not groups and (broken or seconds < SHORT_STREAM_S)
+        self.was_there |= not failed
         self.failures = self.failures + 1 if failed else 0
         delay = min(FIRST_RETRY_S * 2**self.failures, LAST_RETRY_S) if failed else FIRST_RETRY_S / 10
         return delay * self._rng.uniform(0.5, 1.5)
+
+
+def backlog(rate: float, logs: int) -> int:
+    """Groups behind the head of one of `logs` logs that share `rate` groups per second."""
+    return min(max(int(rate * BACKLOG_S / max(logs, 1)), MIN_BACKLOG), CATCH_UP)
 
 
 class CursorStore(Protocol):
@@ -154,7 +164,7 @@ class Following:
     async def _keep(self, peer: PeerId, open_stream: Callable[[], AsyncGenerator[Pulled, None]]) -> None:
         """One stream after the other, until they have failed too often in a row."""
         loop = asyncio.get_running_loop()
-        attempts = Attempts(self._rng)
+        attempts = Attempts(self._rng, was_there=self._table.has_met(peer))
         while not attempts.hopeless and not self._standing.excluded(peer):
             started, groups, reason = loop.time(), 0, ""
             try:
@@ -165,6 +175,7 @@ class Following:
                         groups += 1
             except WireError as error:
                 reason = str(error)
+                attempts.was_there = True
                 self._standing.strike(peer)
             except NetworkError as error:
                 reason = str(error)
@@ -175,7 +186,8 @@ class Following:
             pause = attempts.ended(groups, loop.time() - started, broken=bool(reason))
             if attempts.failures:
                 logger.debug("%s: failure %d: %s", peer, attempts.failures, reason or "it had nothing to say")
-            await asyncio.sleep(pause)
+            if not attempts.hopeless:
+                await asyncio.sleep(pause)
 
     async def _pull(self, stack: Stack, peer: PeerId) -> AsyncGenerator[Pulled, None]:
         """One stream of its log. A group that the next one was asked for after has been taken. Raises NetworkError,
@@ -192,7 +204,7 @@ class Following:
                 cursor=cursor,
                 max_groups=window,
                 membership=self._membership.proof(self._me),
-                max_backlog=min(max(int(rate * BACKLOG_S), MIN_BACKLOG), CATCH_UP),
+                max_backlog=backlog(rate, self._seats.taken),
             )
             allowed = partial(self._meter.take, peer)
             async with aclosing(pull(reader, writer, request, self._limits, allowed)) as responses:

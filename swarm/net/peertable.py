@@ -19,6 +19,7 @@ import ipaddress
 import random
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from swarm.net.shards import shard_of
 from swarm.types import Announcement, PeerId
@@ -106,6 +107,10 @@ class PeerTable:
         """Of those that sent us something."""
         return [known.announcement for known in self._known.values() if known.met]
 
+    def has_met(self, peer: PeerId) -> bool:
+        known = self._known.get(peer)
+        return known is not None and known.met
+
     def _admit(self, announcement: Announcement, source: str) -> None:
         """If there is a place for it in all its shares and in the view."""
         shares = {
@@ -149,6 +154,7 @@ def subnets_of(addresses: Iterable[str]) -> set[str]:
     return {subnet for subnet in named if subnet is not None}
 
 
+@lru_cache(maxsize=MAX_PEERS)
 def _subnet_of(address: str) -> str | None:
     """None for what is not of the public internet."""
     protocol, host = [*address.split("/"), "", ""][1:3]

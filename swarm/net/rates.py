@@ -23,6 +23,9 @@ BURST_S = 1.0
 """A bucket holds what flows into it in so long."""
 MAX_PEERS = 1024
 """Whose use is remembered; the one longest silent is forgotten first."""
+RESERVED = 0.5
+"""Of the total, the share that relayed groups need not wait for: somebody has found them useful. What they take of it
+is missing for the others."""
 RECHECK_S = 1.0
 """An allowance that is a matter of appetite is looked up again after so long."""
 _ROUNDING = 1e-9
@@ -77,7 +80,8 @@ class _Account:
 
     def __init__(self, rate: Rate, now: float) -> None:
         self._groups, self._bytes = TokenBucket(rate.groups, now), TokenBucket(rate.bytes, now)
-        self.finish = 0.0
+        self.finish = {False: 0.0, True: 0.0}
+        """Of what the peer made itself, and of what it passes on."""
 
     def retune(self, groups: float, now: float) -> None:
         self._groups.retune(groups, now)
@@ -100,6 +104,7 @@ class Ticket:
     """Bytes."""
     start: float
     """In virtual time."""
+    relayed: bool
 
 
 class Shares:
@@ -108,6 +113,7 @@ class Shares:
     def __init__(self, total: Rate, peer_share: float, now: float) -> None:
         self._rate, self._peer_share = total, peer_share
         self._total = _Account(total, now)
+        self._reserve = TokenBucket(total.groups * RESERVED, now)
         self._peers: OrderedDict[PeerId, _Account] = OrderedDict()
         self._waiting: list[Ticket] = []
         self._virtual = 0.0
@@ -118,28 +124,34 @@ class Shares:
             return
         self._rate = Rate(groups=groups, bytes=self._rate.bytes)
         self._total.retune(groups, now)
+        self._reserve.retune(groups * RESERVED, now)
         for account in self._peers.values():
             account.retune(groups * self._peer_share, now)
 
-    def ask(self, peer: PeerId, groups: float, size: float, now: float) -> Ticket:
-        """Gets in line; `granted` tells when it is its turn."""
+    def ask(self, peer: PeerId, groups: float, size: float, now: float, relayed: bool = False) -> Ticket:
+        """Gets in line; `granted` tells when it is its turn. `relayed`: for what the peer passes on, which has a
+        virtual time of its own, so that it does not wait behind the peer's log, and a reserve."""
         account = self._account(peer, now)
-        ticket = Ticket(peer=peer, groups=groups, size=size, start=max(self._virtual, account.finish))
-        account.finish = ticket.start + self._cost(groups, size)
+        start = max(self._virtual, account.finish[relayed])
+        ticket = Ticket(peer=peer, groups=groups, size=size, start=start, relayed=relayed)
+        account.finish[relayed] = ticket.start + self._cost(groups, size)
         self._waiting.append(ticket)
         return ticket
 
     def granted(self, now: float) -> list[Ticket]:
         """Whose turn it is, in fair order; they are charged and out of the line."""
-        granted = []
+        granted, short = [], False
         for ticket in sorted(self._waiting, key=attrgetter("start")):
             account = self._account(ticket.peer, now)
-            if account.wait_s(ticket.groups, ticket.size, now) > 0:
+            if account.wait_s(ticket.groups, ticket.size, now) > 0 or (short and not ticket.relayed):
                 continue
-            if self._total.wait_s(ticket.groups, ticket.size, now) > 0:
-                break
+            if self._room_s(ticket, now) > 0:
+                short = True  # Nobody overtakes it, but by the reserve.
+                continue
             account.take(ticket.groups, ticket.size, now)
             self._total.take(ticket.groups, ticket.size, now)
+            if ticket.relayed:
+                self._reserve.take(ticket.groups, now)
             self._waiting.remove(ticket)
             self._virtual = max(self._virtual, ticket.start)
             granted.append(ticket)
@@ -150,22 +162,35 @@ class Shares:
         soonest = math.inf
         for ticket in sorted(self._waiting, key=attrgetter("start")):
             own = self._account(ticket.peer, now).wait_s(ticket.groups, ticket.size, now)
-            if own == 0:
-                return min(soonest, self._total.wait_s(ticket.groups, ticket.size, now))
-            soonest = min(soonest, own)
+            soonest = min(soonest, max(own, self._room_s(ticket, now)))
         return soonest
+
+    @property
+    def burst(self) -> int:
+        """Groups that may be taken at a time without a debt; at least 1."""
+        return max(int(self._rate.groups * BURST_S), 1)
+
+    @property
+    def short(self) -> bool:
+        """Whether somebody has to wait."""
+        return bool(self._waiting)
 
     def withdraw(self, ticket: Ticket) -> None:
         """Gives up waiting. Does nothing for one that was granted."""
         if ticket in self._waiting:
             self._waiting.remove(ticket)
 
-    def charge(self, peer: PeerId, groups: float, size: float, now: float) -> None:
+    def charge(self, peer: PeerId, groups: float, size: float, now: float, relayed: bool = False) -> None:
         """For what is only known afterwards; whoever comes next waits for it. Negative: gives back."""
         account = self._account(peer, now)
         account.take(groups, size, now)
-        account.finish = max(account.finish, self._virtual) + self._cost(groups, size)
+        account.finish[relayed] = max(account.finish[relayed], self._virtual) + self._cost(groups, size)
         self._total.take(groups, size, now)
+
+    def _room_s(self, ticket: Ticket, now: float) -> float:
+        """Seconds until the total, or the reserve, has room for it."""
+        wait = self._total.wait_s(ticket.groups, ticket.size, now)
+        return min(wait, self._reserve.wait_s(ticket.groups, now)) if ticket.relayed else wait
 
     def _cost(self, groups: float, size: float) -> float:
         return max(groups / max(self._rate.groups, 1.0), size / max(self._rate.bytes, 1.0))
@@ -187,9 +212,19 @@ class Meter:
         self._turns: dict[Ticket, asyncio.Future[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    async def take(self, peer: PeerId, groups: float, size: float = 0) -> None:
+    @property
+    def burst(self) -> int:
+        """Groups that may be taken at a time without a debt; at least 1."""
+        return self._shares.burst
+
+    @property
+    def short(self) -> bool:
+        """Whether somebody has to wait."""
+        return self._shares.short
+
+    async def take(self, peer: PeerId, groups: float, size: float = 0, relayed: bool = False) -> None:
         """Returns when the peer's turn has come; at once where nothing is short. `size` in bytes."""
-        ticket = self._shares.ask(peer, groups, size, self._clock())
+        ticket = self._shares.ask(peer, groups, size, self._clock(), relayed)
         turn = self._turns[ticket] = asyncio.get_running_loop().create_future()
         self._serve()
         try:
@@ -199,8 +234,8 @@ class Meter:
             self._turns.pop(ticket, None)
             self._shares.withdraw(ticket)
 
-    def charge(self, peer: PeerId, groups: float = 0, size: float = 0) -> None:
-        self._shares.charge(peer, groups, size, self._clock())
+    def charge(self, peer: PeerId, groups: float = 0, size: float = 0, relayed: bool = False) -> None:
+        self._shares.charge(peer, groups, size, self._clock(), relayed)
 
     def _serve(self) -> None:
         now = self._clock()

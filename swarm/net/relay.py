@@ -13,8 +13,9 @@ Times are monotonic seconds (`now`), and unix seconds (`wall`) where a group's o
 
 from __future__ import annotations
 
+import math
 from bisect import insort
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -27,6 +28,8 @@ from swarm.wire.relay import Offer
 
 MAX_CANDIDATES = 256
 """Useful groups that the rate has no room for at the moment; the least useful goes."""
+USES = 256
+"""Groups that tell what is outstanding."""
 SHELF_GROUPS = 512
 SHELF_BYTES = 32_000_000
 MAX_OFFERED = 128
@@ -47,6 +50,10 @@ class Rules:
     max_hops: int
     max_age_s: float
     """Older ones are neither offered nor asked for."""
+    outstanding: float = 1 / 16
+    """Of what we admit, the share that is passed on where all have more than they can take. Times the readers that a
+    node has on average, it must be below 1: then what is like everything else dies out, and what nearly everybody finds
+    among its best reaches everybody."""
     max_clock_skew_s: float
     """How far ahead of ours an origin's clock may be."""
 
@@ -73,15 +80,22 @@ class Shelf:
     def __init__(self, rules: Rules, rate: float, now: float) -> None:
         self._rules = rules
         self._bucket = TokenBucket(rate, now)
+        self._uses: deque[float] = deque(maxlen=USES)
         self._candidates: list[tuple[float, Received, SignedGroup]] = []
         self._shelved: OrderedDict[GroupId, Shelved] = OrderedDict()
         self._bytes = 0
         self.head = 0
         """Number of the newest."""
 
-    def add(self, received: Received, signed: SignedGroup, use: float, now: float, wall: float) -> None:
-        """A group that we admitted and kept. `use`: what there was to learn from it; if nothing, it ends here."""
+    def add(
+        self, received: Received, signed: SignedGroup, use: float, now: float, wall: float, short: bool = False
+    ) -> None:
+        """A group that we admitted and kept. `use`: what there was to learn from it; if nothing, it ends here. `short`:
+        we cannot take in all that there is, and so can nobody: then only what is outstanding goes on."""
         rules = self._rules
+        self._uses.append(use)
+        if short and use < self._among_best():
+            return
         if not (use > 0 and received.hops < rules.max_hops and rules.fresh(signed.group.created_at, wall)):
             return
         if signed.group.origin == rules.me:
@@ -117,6 +131,11 @@ class Shelf:
 
     def get(self, id: GroupId) -> Shelved | None:
         return self._shelved.get(id)
+
+    def _among_best(self) -> float:
+        """The use of the last of the best."""
+        best = max(math.ceil(len(self._uses) * self._rules.outstanding), 1)
+        return sorted(self._uses)[-best]
 
     def _put(self, received: Received, signed: SignedGroup, now: float) -> None:
         if signed.id in self._shelved:

@@ -80,6 +80,8 @@ class RelayReader:
                     stream.changed.set()
                     if wait := attention.wait_s(1, self._clock()):
                         await asyncio.sleep(wait)
+                    if stream.fault is not None:  # what was offered meanwhile is not listened to
+                        raise stream.fault
                 elif (offer := self._answer(peer, stream, said)) is not None:
                     yield Received(sender=peer, body=said.body, signature=said.signature, hops=offer.hops)
         except NetworkError:
@@ -118,21 +120,22 @@ class RelayReader:
             while True:
                 stream.changed.clear()
                 asked.check(self._clock())
-                room = min(MAX_ASKED - len(asked.waiting), ASK_BATCH)
+                room = min(MAX_ASKED - len(asked.waiting), ASK_BATCH, self._meter.burst)
                 if not (offers := await self._worth_asking(peer, room)):
                     with suppress(TimeoutError):
                         async with asyncio.timeout(RECHECK_S):
                             await stream.changed.wait()
                     continue
                 turns = len(offers)
-                await self._meter.take(peer, turns)
+                await self._meter.take(peer, turns, relayed=True)
                 # While we waited for our turn they may have come from elsewhere, and newer ones been offered.
                 offers = await self._worth_asking(peer, turns)
                 now = self._clock()
                 for offer in offers:
                     self._wishes.ask(peer, offer.id, now)
                     asked.waiting[offer.id] = (offer, now)
-                self._meter.charge(peer, groups=len(offers) - turns, size=sum(offer.size for offer in offers))
+                size = sum(offer.size for offer in offers)
+                self._meter.charge(peer, groups=len(offers) - turns, size=size, relayed=True)
                 if offers:
                     await write_frame(writer, encode_wants([offer.id for offer in offers]))
         except WireError as error:

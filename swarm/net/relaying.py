@@ -58,9 +58,9 @@ class Relay:
         self._streams = Places(MAX_STREAMS, MAX_STREAMS_PER_PEER)
         self._news = asyncio.Event()
 
-    def add(self, received: Received, signed: SignedGroup, use: float) -> None:
-        """A group that we admitted and kept, as `Exchange.thank`."""
-        self._shelf.add(received, signed, use, self._clock(), self._wall())
+    def add(self, received: Received, signed: SignedGroup, use: float, short: bool = False) -> None:
+        """A group that we admitted and kept, as `Exchange.thank`. `short`: as `Shelf.add`."""
+        self._shelf.add(received, signed, use, self._clock(), self._wall(), short)
         self._news.set()
         self._news = asyncio.Event()
 

@@ -166,6 +166,10 @@ class Seats:
         self._uses, self._worth, self._rng = uses, worth, rng
         self._places: list[Place] = []
 
+    @property
+    def taken(self) -> int:
+        return len(self._places)
+
     def review(self) -> list[PeerId]:
         """Who has a place now, of those alive and not excluded."""
         now, places = self._uses.clock(), self._places

@@ -42,7 +42,7 @@ class P2PSettings(BaseModel):
     """Pass peers' groups on that were useful to us, and take them from those who do."""
     relay_groups_per_s: PositiveFloat = 8.0
     """Groups per second that we offer to pass on: the most useful ones."""
-    relay_max_hops: Annotated[int, Field(ge=1, le=16)] = 6
+    relay_max_hops: Annotated[int, Field(ge=1, le=32)] = 16
     """A group that so many have passed on is not passed on further, nor taken from one who has."""
     relay: bool = True
     """Use relays, AutoNAT and hole punching; off by itself where we listen on loopback only. Offering a relay to those

@@ -24,6 +24,7 @@ EXPERIMENTS: Mapping[str, str] = {
     "mix": "node.lab.experiments.mix",
     "novelty": "node.lab.experiments.novelty",
     "poison": "node.lab.experiments.poison",
+    "hostile": "node.lab.experiments.hostile",
     "reuse": "node.lab.experiments.reuse",
     "comparative-advantage": "node.lab.experiments.comparative_advantage",
     "ablation": "node.lab.experiments.ablation",
