@@ -262,7 +262,7 @@ def test_the_strong_node_samples_what_the_weak_one_cannot(tmp_path: Path, monkey
                             "concurrency": 2,
                             "for_swarm": for_swarm,
                         },
-                        "learner": {"lr": 1e-9},
+                        "learner": {"lr": 1e-9, "truncated": "scored"},
                         "pool": {"own_groups": 2, "foreign_groups": 0, "own_capacity": 2},
                     }
                 ),

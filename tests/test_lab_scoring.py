@@ -161,7 +161,7 @@ def swarm(directory: Path, guidance: Mapping[str, object], scoring: Scoring) -> 
                 "policy": {"model": str(save_tiny_policy(directory / f"model-{i}", seed=i, phrases=phrases))},
                 "tasks": [{"type": "plugin", "factory": "tests.plain_tasks:Plain", "name": "plain"}],
                 "sampler": {"group_size": 4, "max_new_tokens": 4, "concurrency": 2},
-                "learner": {"lr": 2e-2, "warmup_steps": 1},
+                "learner": {"lr": 2e-2, "warmup_steps": 1, "truncated": "scored"},
                 "pool": {"own_groups": 2, "foreign_groups": 0, "own_capacity": 2},
                 "guidance": guidance,
             }
