@@ -192,9 +192,8 @@ class Presence:
             stream.answer(Sizes.relayed + (len(group.body) if group else 0), stream.came, id, group)
 
     def _forget_old(self) -> None:
-        for readers in (self._readers, self._choosers):
-            for stream in [stream for stream, reader in readers.items() if not stream.is_current(reader.age)]:
-                del readers[stream]
+        self._readers = {stream: it for stream, it in self._readers.items() if stream.is_current(it.age)}
+        self._choosers = {stream: it for stream, it in self._choosers.items() if stream.is_current(it.age)}
 
     def leave(self) -> None:
         """As a machine that is switched off."""

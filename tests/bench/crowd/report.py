@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from statistics import mean, median
 
@@ -90,7 +90,7 @@ def report(crowd: Crowd) -> Report:
     )
 
 
-def _came(probe: Probe, alive: set[str]) -> list[float]:
+def _came(probe: Probe, alive: Collection[str]) -> list[float]:
     """When each of those that were there from then until now got it; infinite if it did not."""
     return sorted(probe.came.get(peer, math.inf) for peer in probe.wanted if peer in alive)
 
