@@ -12,7 +12,8 @@ import numpy as np
 from node.config import NodeConfig
 from node.engine.base import Generator
 from node.engine.policy import Policy, torch_dtype
-from node.engine.trainer import PolicyTrainer
+from node.engine.trainer import OneDevice, PolicyTrainer
+from node.engine.updates import Rules, Updates
 from node.intake import Intake
 from node.journal import GroupJournal
 from node.learning import Learning
@@ -53,16 +54,21 @@ class Hands:
 
 def trainer_of(config: NodeConfig, policy: Policy, probe: np.ndarray | None, version: PolicyVersion) -> PolicyTrainer:
     """`policy`'s, as the config has it; `probe` (int32 [P]) is what its generator compares."""
-    return PolicyTrainer(
-        policy,
-        advantage=config.advantage,
+    rules = Rules(
         objective=config.objective,
         foreign=config.foreign,
         foreign_gate=config.foreign_gate,
-        guidance=config.guidance,
         learner=config.learner,
         temperature=config.sampler.temperature,
         autocast=config.policy.dtype == "bfloat16",
+    )
+    return PolicyTrainer(
+        OneDevice(Updates(policy.model, rules)),
+        policy.codec,
+        rules,
+        advantage=config.advantage,
+        guidance=config.guidance,
+        max_length=getattr(policy.model.config, "max_position_embeddings", None),
         sampling_dtype=torch_dtype(config.policy.dtype),
         probe=probe,
         version=version,

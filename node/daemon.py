@@ -19,7 +19,7 @@ import uvloop
 
 from node.appetite import Appetite
 from node.assembly import Hands, Mind, hands_of, trainer_of
-from node.checkpoint import CheckpointStore, restore_optimizer
+from node.checkpoint import CheckpointStore
 from node.config import NodeConfig, NoExchange
 from node.datadir import DataDirectory
 from node.engine.opening import choose, open_generator
@@ -120,7 +120,7 @@ async def _open_mind(
     if checkpoint:
         tensors = checkpoint.tensors()
         del tensors[SAMPLING_RNG]
-        restore_optimizer(trainer.optimizer, trainer.parameter_names, tensors)
+        await trainer.restore(tensors)
     weights = await trainer.weights()
     ledger = progress.ledger
     for doubt in doubts(config):

@@ -15,11 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
 from node.algorithms import ForeignConfig
 from node.appetite import Appetite
-from node.checkpoint import CheckpointStore, optimizer_tensors
+from node.checkpoint import CheckpointStore
 from node.config import CheckpointConfig
 from node.engine.base import StepReport, Weights
 from node.engine.policy import Policy
@@ -158,7 +156,7 @@ class Learning:
 
     async def _save(self) -> Path:
         async with self._between_steps:
-            weights, tensors = await self._trainer.call(self._copy)
+            weights, tensors = await self._trainer.snapshot()
             step, state = self.steps, self._progress.freeze()
             tensors |= self._progress.tensors()
             self._saved_at = step
@@ -169,7 +167,3 @@ class Learning:
         path = await asyncio.to_thread(lambda: self._store.save(step, write, tensors, state()))
         self._progress.ledger.counters["checkpoints"] += 1
         return path
-
-    def _copy(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        optimizer = optimizer_tensors(self._trainer.optimizer, self._trainer.parameter_names)
-        return self._trainer.tensors(), {name: tensor.clone() for name, tensor in optimizer.items()}

@@ -17,7 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from node.checkpoint import CheckpointStore, optimizer_tensors, restore_optimizer
+from node.checkpoint import CheckpointStore
+from node.engine.optimizer_state import optimizer_tensors, restore_optimizer
 from swarm.errors import CheckpointError
 
 SIZE = 50_000

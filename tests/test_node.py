@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from node.checkpoint import CheckpointStore, optimizer_tensors
+from node.checkpoint import CheckpointStore
 from node.config import NodeConfig, PolicyConfig
 from node.daemon import open_node
 from node.engine.policy import load_policy
@@ -173,9 +173,7 @@ def parameters(node: RunningNode) -> dict[str, torch.Tensor]:
 
 
 def moments(node: RunningNode) -> dict[str, torch.Tensor]:
-    trainer = node.learning._trainer
-    tensors = optimizer_tensors(trainer.optimizer, trainer.parameter_names)
-    return {name: tensor.clone() for name, tensor in tensors.items()}
+    return node.learning._trainer._learner.optimizer_tensors()
 
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

@@ -49,6 +49,18 @@ def lessons(micro_batches: Sequence[MicroBatch], scale: float) -> dict[PeerId, L
     }
 
 
+def together(taught: Sequence[Mapping[PeerId, Lesson]]) -> dict[PeerId, Lesson]:
+    """What the parts of a batch taught, as one."""
+    return {
+        origin: Lesson(
+            learned=sum(part[origin].learned for part in taught if origin in part),
+            refused=sum(part[origin].refused for part in taught if origin in part),
+            gated=sum(part[origin].gated for part in taught if origin in part),
+        )
+        for origin in dict.fromkeys(origin for part in taught for origin in part)
+    }
+
+
 def credits(batch: Sequence[Experience], taught: Mapping[PeerId, Lesson]) -> dict[PeerId, float]:
     """What a step's lessons are worth to each origin: a group at most 1, the mean over its distinct responses. So many
     of them earn no more than few, and those without a lesson count as well."""

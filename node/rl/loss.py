@@ -5,7 +5,7 @@ Sums, not means, are taken per micro-batch, so that `finish_metrics` gives the s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -55,18 +55,53 @@ class LossSums:
     log_weight: np.ndarray
     """float64 [own rows], log rho of the whole rollout; kept whole because its exponential may not fit a number."""
 
+    @classmethod
+    def total(cls, sums: Sequence[LossSums]) -> LossSums:
+        """Of several, or of none."""
+        numbers = {name: sum(getattr(each, name) for each in sums) for name in NUMBERS}
+        return cls(
+            **numbers,
+            abs_log_rho=np.concatenate([np.zeros(0, dtype=np.float32), *(each.abs_log_rho for each in sums)]),
+            log_weight=np.concatenate([np.zeros(0), *(each.log_weight for each in sums)]),
+        )
 
-def batch_limit(micros: Sequence[MicroBatch], logps: Sequence[Tensor], objective: ObjectiveConfig) -> float | None:
+    def to_array(self) -> np.ndarray:
+        """float64, all of it: for another process."""
+        return np.concatenate([[getattr(self, name) for name in NUMBERS], self.abs_log_rho, self.log_weight])
+
+    @classmethod
+    def of_array(cls, values: np.ndarray) -> LossSums:
+        """What `to_array` made."""
+        numbers = dict(zip(NUMBERS, values[: len(NUMBERS)].tolist(), strict=True))
+        arrays = values[len(NUMBERS) :]
+        tokens = int(numbers["own_tokens"])
+        return cls(**numbers, abs_log_rho=arrays[:tokens].astype(np.float32), log_weight=arrays[tokens:])
+
+
+#: Fields of LossSums that are one number.
+NUMBERS = tuple(f.name for f in fields(LossSums) if f.name not in ("abs_log_rho", "log_weight"))
+
+
+def batch_limit(
+    micros: Sequence[MicroBatch],
+    logps: Sequence[Tensor],
+    objective: ObjectiveConfig,
+    everybodys: Callable[[np.ndarray], list[np.ndarray]] = lambda values: [values],
+) -> float | None:
     """What the objective has to know of the whole batch (`LIMITS`); None where it wants nothing.
 
-    `logps`: log pi [N] of each micro-batch, before the update that the loss is for.
+    `logps`: log pi [N] of each micro-batch, before the update that the loss is for. `everybodys`: from float64 [n] of
+    this device's micro-batches to that of every device's, where they share a batch.
     """
     rule = LIMITS.get(type(objective))
     if rule is None:
         return None
     own = [_select(micro, logp, logp, micro.own[micro.sample]) for micro, logp in zip(micros, logps, strict=True)]
-    log_rho = torch.cat([log_ratio(part.logp, part.behaviour) for part in own])
-    return rule(log_rho, torch.cat([part.advantage for part in own]), objective)
+    pairs = [torch.stack([log_ratio(part.logp, part.behaviour), part.advantage]).double().cpu() for part in own]
+    mine = torch.cat([torch.zeros(2, 0, dtype=torch.float64), *pairs], dim=1).numpy()
+    whole = np.concatenate([values.reshape(2, -1) for values in everybodys(mine.flatten())], axis=1)
+    log_rho, advantage = torch.from_numpy(whole).to(logps[0].dtype if logps else torch.float32)
+    return rule(log_rho, advantage, objective)
 
 
 def micro_batch_loss(
@@ -98,32 +133,30 @@ def micro_batch_loss(
 
 def finish_metrics(sums: Sequence[LossSums]) -> dict[str, float]:
     """Metrics of a batch from those of its micro-batches. A key that has no tokens to speak of is missing."""
-    whole = ("abs_log_rho", "log_weight")
-    total = {f.name: sum(getattr(s, f.name) for s in sums) for f in fields(LossSums) if f.name not in whole}
+    total = LossSums.total(sums)
     metrics = {
-        "loss": float(total["loss"]),
-        "own_tokens": float(total["own_tokens"]),
-        "foreign_tokens": float(total["foreign_tokens"]),
+        "loss": float(total.loss),
+        "own_tokens": float(total.own_tokens),
+        "foreign_tokens": float(total.foreign_tokens),
     }
-    if total["own_tokens"]:
-        abs_log_rho = np.concatenate([s.abs_log_rho for s in sums]).astype(np.float64)
-        log_weight = np.concatenate([s.log_weight for s in sums])
+    if total.own_tokens:
+        abs_log_rho, log_weight = total.abs_log_rho.astype(np.float64), total.log_weight
         weight = np.exp(log_weight - log_weight.max())  # in units of the largest: the share does not see the unit
         metrics |= {
             "log_rho_mean": float(abs_log_rho.mean()),
             "log_rho_p99": float(np.quantile(abs_log_rho, 0.99)),
-            "masked_share": total["own_dropped_tokens"] / total["own_tokens"],
-            "opsm_share": total["vetoed_rows"] / total["own_rows"],
-            "ess_share": effective_sample_share(total["weight"], total["weight_squared"], total["own_tokens"]),
+            "masked_share": total.own_dropped_tokens / total.own_tokens,
+            "opsm_share": total.vetoed_rows / total.own_rows,
+            "ess_share": effective_sample_share(total.weight, total.weight_squared, total.own_tokens),
             "sequence_ess_share": effective_sample_share(
-                float(weight.sum()), float(np.square(weight).sum()), total["own_rows"]
+                float(weight.sum()), float(np.square(weight).sum()), total.own_rows
             ),
-            "entropy": total["nll"] / total["own_tokens"],
+            "entropy": total.nll / total.own_tokens,
         }
-    if total["foreign_tokens"]:
+    if total.foreign_tokens:
         metrics |= {
-            "foreign_ratio": total["foreign_ratio"] / total["foreign_rows"],
-            "foreign_masked_share": total["foreign_dropped_tokens"] / total["foreign_tokens"],
+            "foreign_ratio": total.foreign_ratio / total.foreign_rows,
+            "foreign_masked_share": total.foreign_dropped_tokens / total.foreign_tokens,
         }
     return metrics
 
