@@ -32,7 +32,8 @@ def scores(spell: float, rotate: float) -> dict[str, Score]:
 
 
 def node(name: str, admitted: dict[str, int], **counters: int) -> NodeView:
-    view = NodeView(name=name, strong="spell_backward", before={"spell_backward": 0.5, "rotate_matrix": 0.1})
+    before = {"spell_backward": 0.5, "rotate_matrix": 0.1}
+    view = NodeView(name=name, strong="spell_backward", target_steps=400, before=before)
     status = node_pb2.NodeStatus(
         peer=f"12D3-{name}",
         state=node_pb2.NODE_STATE_RUNNING,
@@ -43,7 +44,7 @@ def node(name: str, admitted: dict[str, int], **counters: int) -> NodeView:
         held_out={"spell_backward": 0.6, "rotate_matrix": 0.3},
         held_out_step=25,
     )
-    view.observe(status, 50.0, 400)
+    view.observe(status, 50.0)
     return view
 
 
@@ -53,7 +54,6 @@ def outcome(*, after_alder: tuple[float, float] = (0.8, 0.4)) -> Outcome:
         title="2 nodes",
         families=FAMILIES,
         nodes=[alder, node("birch", {"12D3-alder": 5})],
-        target_steps=400,
         budget_s=360,
         started_at=100.0,
         stopped_at=320.0,
@@ -76,6 +76,7 @@ def test_summary() -> None:
             "admitted": {"birch": 7, "12D3-stranger": 2},
             "refused": {"stale": 4},
             "steps": 400,
+            "target_steps": 400,
             "own_tokens": 10,
             "foreign_tokens": 3,
         },
@@ -86,6 +87,7 @@ def test_summary() -> None:
             "admitted": {"alder": 5},
             "refused": {"stale": 4},
             "steps": 400,
+            "target_steps": 400,
             "own_tokens": 0,
             "foreign_tokens": 0,
         },
@@ -167,7 +169,7 @@ def test_the_picture_is_a_png_of_a_good_size(tmp_path: Path, compare: bool) -> N
 
 def test_the_picture_of_a_run_of_which_nothing_came(tmp_path: Path) -> None:
     nodes = [NodeView(name="alder")]
-    view = FleetView(title="", families=FAMILIES, nodes=nodes, target_steps=1, budget_s=1, started_at=0, stopped_at=0)
+    view = FleetView(title="", families=FAMILIES, nodes=nodes, budget_s=1, started_at=0, stopped_at=0)
     save_learning_curves(tmp_path / "curve.png", Outcome(view=view, before={}))
 
     assert (tmp_path / "curve.png").stat().st_size > 1000
@@ -226,7 +228,7 @@ def test_the_config_is_one_that_a_node_takes(tmp_path: Path, alone: bool) -> Non
         Family(name="spell_backward", config={"min_word_len": 3}),
         Family(name="rotate_matrix", config={"max_n": 2}),
     ]
-    plan = plan_nodes(options, families, tmp_path)[1]
+    plan = plan_nodes(options, families, tmp_path, {"birch": 77} if alone else {})[1]
     peers = [f"/ip4/127.0.0.1/tcp/4001/p2p/{identity().peer_id}"]
     settings = node_settings(plan, options, families, model=tmp_path, swarm="demo-1", initial_peers=peers, alone=alone)
     file = tmp_path / "node.toml"
@@ -235,10 +237,10 @@ def test_the_config_is_one_that_a_node_takes(tmp_path: Path, alone: bool) -> Non
 
     assert config.name == "birch"
     assert config.data_dir == tmp_path / "node-2"
-    assert config.max_steps == 123
+    assert config.max_steps == (77 if alone else 123)
     assert [task.name for task in config.tasks] == ["spell_backward", "rotate_matrix"]
     assert config.exchange.type == ("none" if alone else "p2p")
-    assert config.pool.foreign_groups == (0 if alone else 8)
+    assert config.pool.foreign_groups == (0 if alone else 96)
     assert alone or config.exchange.model_dump()["initial_peers"] == tuple(peers)
 
 

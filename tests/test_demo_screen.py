@@ -38,13 +38,11 @@ def status(i: int, nodes: int, second: float) -> node_pb2.NodeStatus:
 def fleet(nodes: int = 4) -> FleetView:
     views = []
     for i in range(nodes):
-        view = NodeView(name=NAMES[i], strong=FAMILIES[i % 4], before=dict.fromkeys(FAMILIES, 0.2))
+        view = NodeView(name=NAMES[i], strong=FAMILIES[i % 4], target_steps=400, before=dict.fromkeys(FAMILIES, 0.2))
         for second in range(0, 133, 4):
-            view.observe(status(i, nodes, second), float(second), 400)
+            view.observe(status(i, nodes, second), float(second))
         views.append(view)
-    return FleetView(
-        title="4 nodes learning", families=FAMILIES, nodes=views, target_steps=400, budget_s=360, started_at=0.0
-    )
+    return FleetView(title="4 nodes learning", families=FAMILIES, nodes=views, budget_s=360, started_at=0.0)
 
 
 def text_of(view: FleetView, width: int, height: int) -> list[str]:
@@ -115,7 +113,7 @@ def test_strings_from_elsewhere_are_neither_markup_nor_escape_sequences() -> Non
 
 def test_before_anything_is_known() -> None:
     nodes = [NodeView(name=name, strong=FAMILIES[0]) for name in NAMES[:4]]
-    view = FleetView(title="4 nodes", families=FAMILIES, nodes=nodes, target_steps=400, budget_s=360)
+    view = FleetView(title="4 nodes", families=FAMILIES, nodes=nodes, budget_s=360)
     view.activity, view.activity_done = "making the seed models", 0.25
     lines = text_of(view, 100, 30)
 
@@ -133,16 +131,16 @@ def test_plain_lines() -> None:
 
 def test_a_node_that_is_asked_to_stop_stays_so() -> None:
     view = NodeView(name="alder", phase="stopping")
-    view.observe(status(0, 4, 10), 10.0, 400)
+    view.observe(status(0, 4, 10), 10.0)
 
     assert view.phase == "stopping"
 
 
 def test_phases_follow_the_status() -> None:
-    view = NodeView(name="alder")
-    view.observe(status(0, 4, 10), 10.0, 400)
+    view = NodeView(name="alder", target_steps=400)
+    view.observe(status(0, 4, 10), 10.0)
     assert view.phase == "learning"
-    view.observe(status(0, 4, 200), 200.0, 400)
+    view.observe(status(0, 4, 200), 200.0)
     assert view.phase == "done"
 
 

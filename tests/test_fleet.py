@@ -64,8 +64,7 @@ def build(children: Children, root: Path, *, nodes: int = 3, steps: int = 50, he
     view = FleetView(
         title="",
         families=[family.name for family in FAMILIES],
-        nodes=[NodeView(name=plan.name) for plan in plans],
-        target_steps=steps,
+        nodes=[NodeView(name=plan.name, target_steps=plan.steps) for plan in plans],
         budget_s=60,
     )
 

@@ -134,7 +134,7 @@ class Fleet:
             await asyncio.sleep(POLL_S)
 
     def _observe(self, node: _Node, status: node_pb2.NodeStatus) -> None:
-        node.view.observe(status, self.view.elapsed_s(self._clock()), self.view.target_steps)
+        node.view.observe(status, self.view.elapsed_s(self._clock()))
         if status.addresses:
             node.settled.set()
         self._news.set()

@@ -13,6 +13,8 @@ NAMES = (
     "ivy", "juniper", "kapok", "larch", "maple", "nutmeg", "oak", "pine",
 )  # fmt: skip
 """Of trees, in the order of the alphabet: a node's name, colour and number keep together."""
+PEERS_GROUPS = 96
+"""That a step of a node in the swarm draws at most, beside the own ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,10 +30,10 @@ class Family:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoOptions:
     nodes: int = 4
-    steps: int = 300
+    steps: int = 120
     """Per node; a node that has made them goes on sharing until the fleet is stopped."""
-    minutes: float = 4.0
-    """Wall clock of the swarm's run (not of the models' making and evaluation), whichever ends first."""
+    minutes: float = 5.0
+    """Wall clock of a fleet's run (not of the models' making and evaluation), whichever ends first."""
     seed: int = 0
     engine: str = "transformers"
     """That samples, on every node: "vllm" is a process of its own for each, which pays for models that are not tiny."""
@@ -46,6 +48,8 @@ class NodePlan:
     name: str
     strong: str
     """The family that its seed model is good at."""
+    steps: int
+    """That it makes."""
     model_seed: int
     """Of its seed model: no two nodes start from the same weights or were taught with the same data."""
     directory: Path
@@ -60,18 +64,27 @@ class NodePlan:
         return self.directory / "log"
 
 
-def plan_nodes(options: DemoOptions, families: Sequence[Family], root: Path) -> list[NodePlan]:
-    """`options.nodes` nodes under root/node-1, root/node-2, ...; families round robin."""
+def plan_nodes(
+    options: DemoOptions, families: Sequence[Family], root: Path, steps: Mapping[str, int] | None = None
+) -> list[NodePlan]:
+    """`options.nodes` nodes under root/node-1, root/node-2, ...; families round robin. `steps`: of the nodes (by name)
+    that are to make other than `options.steps`."""
     return [
         NodePlan(
             number=i + 1,
-            name=NAMES[i] if i < len(NAMES) else f"tree-{i + 1}",
+            name=_name(i),
+            steps=(steps or {}).get(_name(i), options.steps),
             strong=families[i % len(families)].name,
             model_seed=options.seed * 100 + i + 1,
             directory=root / f"node-{i + 1}",
         )
         for i in range(options.nodes)
     ]
+
+
+def _name(number: int) -> str:
+    """Of a node, counted from 0."""
+    return NAMES[number] if number < len(NAMES) else f"tree-{number + 1}"
 
 
 def node_settings(
@@ -97,18 +110,16 @@ def node_settings(
         "name": plan.name,
         "data_dir": str(plan.directory.resolve()),
         "seed": options.seed * 1000 + plan.number,
-        "max_steps": options.steps,
+        "max_steps": plan.steps,
         "threads": 1,  # a model this small is slowed down by a second thread, and the nodes share the machine
         "policy": {"model": str(model.resolve())},
         "tasks": [{"type": f.type, "name": f.name, "config": dict(f.config)} for f in families],
         "engine": {"type": options.engine},
-        "sampler": {"group_size": 8, "concurrency": 32, "max_new_tokens": 24},
+        "sampler": {"concurrency": 64, "max_new_tokens": 24},
         "learner": {"lr": 5e-4, "warmup_steps": 10, "tokens_per_micro_batch": 2048},
         # One operator's nodes know each other: none has to earn its share first.
         "pool": {
-            "own_groups": 16,
-            "foreign_groups": 0 if alone else 8,
-            "own_capacity": 32,
+            "foreign_groups": 0 if alone else PEERS_GROUPS,
             "newcomer_share": 1.0,
         },
         "swarm": {"name": swarm},

@@ -70,7 +70,6 @@ def summary(outcome: Outcome, compare: Outcome | None = None) -> Json:
         "mean_after": outcome.mean_after,
         "gain": outcome.mean_after - outcome.mean_before,
         "families": list(outcome.view.families),
-        "target_steps": outcome.view.target_steps,
         "died": [node.name for node in outcome.view.nodes if node.phase == "died"],
         "strong": {node.name: node.strong for node in outcome.view.nodes},
         "questions": {name: sum(s.tasks for s in scores.values()) for name, scores in outcome.before.items()},
@@ -90,6 +89,7 @@ def _node_summary(node: NodeView, outcome: Outcome) -> Json:
         "admitted": outcome.view.admitted(node),
         "refused": dict(node.status.refused),
         "steps": node.status.steps,
+        "target_steps": node.target_steps,
         "own_tokens": node.status.counters.get("own_tokens", 0),
         "foreign_tokens": node.status.counters.get("foreign_tokens", 0),
     }

@@ -47,6 +47,8 @@ class Demo:
     interrupted_by: signal.Signals | None = field(default=None, init=False)
     _swarm: str = field(default_factory=lambda: f"demo-{secrets.token_hex(4)}", init=False)
     _models: Mapping[str, Path] = field(default_factory=dict, init=False)
+    _steps: Mapping[str, int] = field(default_factory=dict, init=False)
+    """That the swarm's nodes made: a lone one makes as many, because on a machine of its own it would not have more."""
     _view: FleetView | None = field(default=None, init=False)
     """On the screen now."""
 
@@ -101,6 +103,8 @@ class Demo:
             await self._run_fleet(plans, view, children, alone)
             view.activity = "judging what the nodes have learned"
             trained = {plan.name: model for plan in plans if (model := trained_model(plan)) is not None}
+            if not alone:
+                self._steps = {node.name: node.status.steps for node in view.nodes if node.status.steps}
             after = await evaluate(trained, size, children, self.programs, progress) if trained else {}
             for node in view.nodes:
                 node.after = {family: score.pass_at_1 for family, score in after.get(node.name, {}).items()}
@@ -121,15 +125,16 @@ class Demo:
             view.activity = "stopping the nodes; each writes a checkpoint"
 
     def _plans(self, alone: bool) -> list[NodePlan]:
-        return plan_nodes(self.options, self.families, self.root / ALONE if alone else self.root)
+        if alone:
+            return plan_nodes(self.options, self.families, self.root / ALONE, self._steps)
+        return plan_nodes(self.options, self.families, self.root)
 
     def _new_view(self, plans: Sequence[NodePlan], alone: bool) -> FleetView:
         count = f"{len(plans)} {'node' if len(plans) == 1 else 'nodes'}"
         return FleetView(
             title=f"{count}, each alone" if alone else f"{count} learning from each other; none waits for another",
             families=[family.name for family in self.families],
-            nodes=[NodeView(name=plan.name, strong=plan.strong) for plan in plans],
-            target_steps=self.options.steps,
+            nodes=[NodeView(name=plan.name, strong=plan.strong, target_steps=plan.steps) for plan in plans],
             budget_s=self.options.minutes * 60,
         )
 

@@ -121,8 +121,11 @@ def _header(view: FleetView, now: float, width: int) -> Panel:
 def _activity(view: FleetView, limit: int) -> str:
     if view.activity or view.started_at is None:
         return plain(view.activity, limit)
-    slowest = min((node.status.steps for node in view.nodes if node.phase not in GONE), default=0)
-    return f"step {min(slowest, view.target_steps)} of {view.target_steps}"
+    alive = [node for node in view.nodes if node.phase not in GONE]
+    if not alive:
+        return ""
+    slowest = min(alive, key=lambda node: node.status.steps - node.target_steps)
+    return f"step {min(slowest.status.steps, slowest.target_steps)} of {slowest.target_steps}"
 
 
 def _progress_text(view: FleetView, now: float) -> str:

@@ -36,6 +36,8 @@ class NodeView:
     name: str
     strong: str = ""
     """The family that it was good at from the start."""
+    target_steps: int = 0
+    """After which it is done."""
     phase: Phase = "waiting"
     status: node_pb2.NodeStatus = field(default_factory=node_pb2.NodeStatus)
     """The newest; empty before the first."""
@@ -49,11 +51,11 @@ class NodeView:
     exit_code: int | None = None
     _tokens: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=256))
 
-    def observe(self, status: node_pb2.NodeStatus, at_s: float, target_steps: int) -> None:
+    def observe(self, status: node_pb2.NodeStatus, at_s: float) -> None:
         """Takes a status that arrived `at_s` seconds after the fleet's start."""
         self.status = status
         if self.phase != "stopping":
-            self.phase = _phase(status, target_steps)
+            self.phase = _phase(status, self.target_steps)
         held_out = {short(family): value for family, value in status.held_out.items()}
         if held_out and (not self.readings or self.readings[-1].step != status.held_out_step):
             self.readings.append(Reading(at_s=at_s, step=status.held_out_step, pass_at_1=held_out))
@@ -90,7 +92,6 @@ class FleetView:
     title: str
     families: Sequence[str]
     nodes: Sequence[NodeView]
-    target_steps: int
     budget_s: float
     activity: str = ""
     """What is going on, when it is not the fleet itself: making models, evaluating."""
@@ -112,8 +113,8 @@ class FleetView:
         """Share of the activity, or of the run: steps or time, whichever is closer to its end."""
         if self.activity_done is not None:
             return self.activity_done
-        steps = min((n.status.steps for n in self.nodes if n.phase not in GONE), default=self.target_steps)
-        return min(1.0, max(steps / self.target_steps, self.elapsed_s(now) / self.budget_s))
+        steps = (n.status.steps / n.target_steps for n in self.nodes if n.phase not in GONE and n.target_steps)
+        return min(1.0, max(min(steps, default=1.0), self.elapsed_s(now) / self.budget_s))
 
     @property
     def names(self) -> dict[str, str]:
