@@ -9,7 +9,7 @@ from rich.console import Console
 
 from node.lab.experiment import Arm, Comparison, Experiment, Metric, Plot
 from node.lab.plot import band_of, save_plot
-from node.lab.report import BEGIN, END, LEGEND, Results, collect, markdown, rich_tables, write_page
+from node.lab.report import BEGIN, END, LEGEND, Results, collect, markdown, paired, rich_tables, write_page
 from node.lab.results import Outcome, Result, ResultStore
 from swarm.errors import ConfigError
 from tests.fake_experiment import EXPERIMENT, outcome
@@ -64,6 +64,13 @@ def test_the_block_of_a_page() -> None:
         "![pass@1 of every arm](made-up.png)",
         END,
     ]
+
+
+def test_runs_that_began_with_other_models_are_no_pair() -> None:
+    here, there = result(start=0.328), result(start=0.406)
+
+    assert paired({1: here, 2: here, 3: here}, {1: there, 2: here}) == ({2: here}, {2: here})
+    assert paired({1: result()}, {1: result()}) == ({1: result()}, {1: result()})  # none has a start to compare
 
 
 def test_one_seed_has_no_deviation() -> None:

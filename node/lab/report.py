@@ -24,11 +24,17 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 NONE = "n/a"
 LEGEND = (
     f"Mean ± standard deviation over seeds, in brackets the {100 * LEVEL:.0f} % bootstrap interval of the mean "
-    f"({RESAMPLES:,} resamples). Differences are between runs of the same seed, p is of a sign-flip test (two-sided). "
+    f"({RESAMPLES:,} resamples). Differences are between runs of the same seed that began with the same models (those "
+    "made on another kind of processor do not), p is of a sign-flip test (two-sided). "
     f"{NONE}: fewer than {MIN_VALUES} seeds, or a run that has no such number."
 )
 
-Results = Mapping[str, Mapping[int, Result]]
+START = "start"
+"""Of a run's summary: what its models could do before the first step, a number with hundreds of answers in it."""
+
+Runs = Mapping[int, Result]
+"""Seed -> a finished run."""
+Results = Mapping[str, Runs]
 """Arm -> seed -> a finished run; arms in the experiment's order, all of them there."""
 
 
@@ -62,18 +68,30 @@ def sheets(experiment: Experiment, results: Results) -> list[Sheet]:
     ]
     compared = []
     for comparison in experiment.comparisons:
-        arm, against = results.get(comparison.arm, {}), results.get(comparison.against, {})
-        if common := len(arm.keys() & against.keys()):
+        arm, against = paired(results.get(comparison.arm, {}), results.get(comparison.against, {}))
+        if arm:
             cells = [
                 _difference_cell(metric, values_of(arm, name), values_of(against, name))
                 for name, metric in experiment.metrics.items()
             ]
-            compared.append([f"{comparison.arm} against {comparison.against}", str(common), *cells])
+            compared.append([f"{comparison.arm} against {comparison.against}", str(len(arm)), *cells])
     tables = [Sheet(["arm", "seeds", *labels], arms)]
     return [*tables, Sheet(["difference", "seeds", *labels], compared)] if compared else tables
 
 
-def values_of(runs: Mapping[int, Result], metric: str) -> dict[int, float]:
+def paired(arm: Runs, against: Runs) -> tuple[Runs, Runs]:
+    """The runs of both that can be compared one to one: of the same seed, and with the same `START`, where they have
+    one. A seed decides all that is random, but models are made by arithmetic whose last digit depends on the processor,
+    and after some thousand steps that is another model."""
+    seeds = [
+        seed
+        for seed in sorted(arm.keys() & against.keys())
+        if arm[seed].summary.get(START) == against[seed].summary.get(START)
+    ]
+    return {seed: arm[seed] for seed in seeds}, {seed: against[seed] for seed in seeds}
+
+
+def values_of(runs: Runs, metric: str) -> dict[int, float]:
     """Seed -> value; NaN where a run has none."""
     return {seed: result.summary.get(metric, math.nan) for seed, result in runs.items()}
 
