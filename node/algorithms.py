@@ -322,6 +322,8 @@ class PoolConfig(Table):
     """Own groups waiting; the generator waits when it is full."""
     foreign_capacity: PositiveInt = 1024
     """Peers' groups waiting; the oldest is dropped when it is full."""
+    foreign_mib: PositiveFloat = 256.0
+    """Memory that they may take together; the oldest is dropped when it is more."""
     max_lag: PositiveInt = 8
     """Own groups older than so many policy versions are dropped at the draw."""
     foreign_max_lag: PositiveInt = 32

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from node.engine.base import Generator
 from node.engine.policy import Policy, torch_dtype
 from node.engine.trainer import OneDevice, PolicyTrainer
 from node.engine.updates import Rules, Updates
+from node.holds import Holds
 from node.intake import Intake
 from node.journal import GroupJournal
 from node.learning import Learning
@@ -38,8 +38,8 @@ class Mind:
     trainer: PolicyTrainer
     generator: Generator
     learning: Learning
-    running: asyncio.Event
-    """Clear while the node is paused."""
+    running: Holds
+    """Held while the node is paused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

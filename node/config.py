@@ -261,6 +261,19 @@ class CheckpointConfig(Table):
     keep: PositiveInt = 2
 
 
+class DiskConfig(Table):
+    """What of the disk is the checkpoints' alone (node/disk.py): with less free, nothing is sampled or journalled."""
+
+    checkpoints: NonNegativeFloat = 2.0
+    """So many times what the newest checkpoint takes: the next one, which is written before the oldest goes."""
+    margin_mib: NonNegativeFloat = 256.0
+    """And so much more, for logs and for what is written between two looks."""
+    clearance: Fraction = 0.1
+    """Things go on when this share of the reserve is free besides it."""
+    check_s: PositiveFloat = 2.0
+    """Between two looks."""
+
+
 class RpcConfig(Table):
     host: str = "127.0.0.1"
     """Anything but loopback needs token_file."""
@@ -352,6 +365,7 @@ class NodeConfig(Table):
     limits: Limits = Limits()
     journal: JournalConfig = JournalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    disk: DiskConfig = DiskConfig()
     rpc: RpcConfig = RpcConfig()
     eval: EvalConfig = EvalConfig()
     alarms: AlarmsConfig = AlarmsConfig()

@@ -22,9 +22,11 @@ from node.assembly import Hands, Mind, hands_of, trainer_of
 from node.checkpoint import CheckpointStore
 from node.config import NodeConfig, NoExchange
 from node.datadir import DataDirectory
+from node.disk import DiskWatch, next_checkpoint
 from node.engine.opening import choose, open_generator
 from node.engine.policy import load_policy, prepare_process
 from node.evaluation import Evaluation
+from node.holds import Holds
 from node.joining import check_policy, joining
 from node.journal import Journal
 from node.learning import Learning
@@ -32,6 +34,7 @@ from node.metrics import MetricsLog
 from node.operated import RunningNode
 from node.pool import RolloutPool
 from node.progress import SAMPLING_RNG, Progress
+from node.resources import Resources
 from node.rl.demand import announced_values
 from node.rpc import RpcServer
 from node.settings import doubts, task_specs
@@ -82,7 +85,8 @@ async def open_node(
     data = DataDirectory(config.data_dir)
     stack.enter_context(data.lock())
     identity = Identity.load_or_create(data.identity)
-    journal = await stack.enter_async_context(Journal.open(data.journal, config.journal.max_groups))
+    room = Holds()
+    journal = await stack.enter_async_context(Journal.open(data.journal, config.journal.max_groups, room))
     specs = task_specs(config)
     judge = await stack.enter_async_context(ProcessJudge(specs, timeout_s=config.score_timeout_s))
     # Strangers' texts are judged apart: what they make hang holds up nothing of ours.
@@ -94,7 +98,11 @@ async def open_node(
     join = join or _exchange(config, data, standing, mind)
     exchange = await stack.enter_async_context(join(identity, membership, journal))
     hands = hands_of(config, identity, manifest, membership, (judge, foreign_judge), journal, mind, standing)
-    node = _assemble(config, journal, judge, mind, hands, exchange, standing, metrics_log, stopping)
+    parameters = sum(p.numel() for p in mind.policy.model.parameters() if p.requires_grad)
+    disk = DiskWatch(
+        config.disk, data.path, room, lambda: next_checkpoint(data.checkpoints, parameters), mind.progress.ledger.warn
+    )
+    node = _assemble(config, journal, judge, mind, hands, exchange, standing, metrics_log, disk, stopping)
     rpc = await stack.enter_async_context(RpcServer(config.rpc, node))
     stack.enter_context(data.serving(rpc.address))
     log.info("%s is up: peer %s, RPC at %s, step %d", config.name, identity.peer_id, rpc.address, mind.progress.steps)
@@ -129,8 +137,7 @@ async def _open_mind(
     generator = await stack.enter_async_context(
         open_generator(config, chosen, policy, weights, progress.sampling_rng, ledger.counters, ledger.warn)
     )
-    running = asyncio.Event()
-    running.set()
+    running = Holds()
     metrics_log = MetricsLog(data.metrics, warn=ledger.warn)
     learning = Learning(
         policy=policy,
@@ -159,6 +166,7 @@ def _assemble(
     exchange: Exchange,
     standing: Standing,
     metrics_log: MetricsLog,
+    disk: DiskWatch,
     stopping: asyncio.Event,
 ) -> RunningNode:
     progress = mind.progress
@@ -185,6 +193,8 @@ def _assemble(
         tracker=progress.tracker,
         ledger=progress.ledger,
         metrics_log=metrics_log,
+        disk=disk,
+        resources=Resources(lambda: progress.steps, progress.ledger.grows),
         running=mind.running,
         stopping=stopping,
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from node.algorithms import Truncated
+from swarm.footprint import footprint
 from swarm.types import (
     GroupId,
     PolicyVersion,
@@ -55,6 +56,8 @@ class Experience:
     """Highest, mean and lowest reward of the scored rollouts, 0 without any: read at every draw, so computed once."""
     mean: float = field(init=False)
     worst: float = field(init=False)
+    size: int = field(init=False)
+    """Bytes of memory that the group takes."""
     use: float = field(init=False)
     """Mean of max(r - v, 0)^2 over the scored rollouts: what there was to learn when it arrived, by our own values.
     What went worse than we would have expected is no lesson: anybody can fail."""
@@ -64,6 +67,7 @@ class Experience:
         object.__setattr__(self, "best", max(rewards))
         object.__setattr__(self, "mean", math.fsum(rewards) / len(rewards))
         object.__setattr__(self, "worst", min(rewards))
+        object.__setattr__(self, "size", footprint(self.group))
         gains = [max(reward - self.value, 0.0) ** 2 for reward in self.rewards[self.scored].tolist()]
         object.__setattr__(self, "use", math.fsum(gains) / max(len(gains), 1))
 

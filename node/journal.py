@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from node.holds import Holds
 from node.journal_file import MAX_PEERS, Commit, JournalFile, Position, Row, open_journal_file
 from swarm.errors import JournalError
 from swarm.net.base import GroupLog, LogEntry
@@ -53,11 +54,14 @@ class Journal:
     For use from the event loop that opened it, which it never blocks. Any method may raise JournalError.
     """
 
-    def __init__(self, file: JournalFile, thread: ThreadPoolExecutor, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, file: JournalFile, thread: ThreadPoolExecutor, loop: asyncio.AbstractEventLoop, room: Holds
+    ) -> None:
         """Use `Journal.open`. Made in the thread, because it reads the file."""
         self._file = file
         self._thread = thread
         self._loop = loop
+        self._on_disk = room
         self._ids = OrderedDict.fromkeys(file.ids())
         self._head = file.head()
         self._advanced = asyncio.Event()
@@ -70,15 +74,18 @@ class Journal:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, path: Path, max_groups: int) -> AsyncIterator[Journal]:
-        """The journal at `path`, made if there is none. Keeps the newest `max_groups` groups, own and foreign.
+    async def open(cls, path: Path, max_groups: int, room: Holds | None = None) -> AsyncIterator[Journal]:
+        """The journal at `path`, made if there is none. Keeps the newest `max_groups` groups, own and foreign. Nothing
+        is appended while `room` is held: appenders wait.
 
         A damaged file is set aside as `<path>.damaged-<n>` and a fresh one, with a new epoch, takes its place.
         """
         loop = asyncio.get_running_loop()
         thread = ThreadPoolExecutor(1, "journal")
         try:
-            journal = await loop.run_in_executor(thread, lambda: cls(open_journal_file(path, max_groups), thread, loop))
+            journal = await loop.run_in_executor(
+                thread, lambda: cls(open_journal_file(path, max_groups), thread, loop, room or Holds())
+            )
             try:
                 yield journal
             finally:
@@ -117,6 +124,7 @@ class Journal:
                 rewards=scores,
             )
         )
+        await self._on_disk.wait()
         async with self._room:
             self._check_open()
             self._pending.append(append)

@@ -24,6 +24,7 @@ from node.engine.policy import Policy
 from node.engine.trainer import PolicyTrainer
 from node.engine.uninterrupted import to_its_end
 from node.experience import Experience
+from node.holds import Holds
 from node.metrics import MetricsLog
 from node.pool import RolloutPool
 from node.progress import Progress
@@ -45,7 +46,7 @@ class Learning:
         foreign: ForeignConfig,
         store: CheckpointStore,
         config: CheckpointConfig,
-        running: asyncio.Event,
+        running: Holds,
         metrics_log: MetricsLog,
         credit: Callable[[PeerId, float], None],
         appetite: Appetite,

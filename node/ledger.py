@@ -7,6 +7,7 @@ locks, waits or does I/O. Everything that a stranger can make grow is bounded: o
 from __future__ import annotations
 
 import heapq
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,8 @@ from swarm.wire.v1 import node_pb2
 
 if TYPE_CHECKING:  # the engine's floor imports torch, which counting does not need
     from node.engine.base import StepReport
+
+log = logging.getLogger(__name__)
 
 #: Names of `Ledger.counters` and what they count. Sums over the node's life (a checkpoint keeps them); none ever falls.
 COUNTERS: Mapping[str, str] = {
@@ -86,7 +89,9 @@ class Ledger:
         """Task family -> pass@1 of the newest evaluation."""
         self.held_out_step = 0
         self.alarms: Sequence[Alarm] = ()
-        """As they stand after the newest step."""
+        """Of learning, as they stand after the newest step."""
+        self.growing: Sequence[Alarm] = ()
+        """Of what the process uses (node/resources.py)."""
         self._unreported: Counter[bool] = Counter()  # verdicts since the newest step, by whether they admitted
         self._origins: set[PeerId] = set()
         self._warnings: dict[str, int] = {}  # text -> how often; the most recent last
@@ -134,6 +139,13 @@ class Ledger:
         self.held_out_step = step
         self.held_out = dict(results)
 
+    def grows(self, alarms: Sequence[Alarm], new: Sequence[Alarm]) -> None:
+        """What the process uses and does not give back: all such alarms, and those of them that have just begun."""
+        self.growing = alarms
+        self.counters["alarms"] += len(new)
+        for alarm in new:
+            log.warning("alarm %s: %s", alarm.name, alarm.text)
+
     def warn(self, text: str) -> None:
         """Something that an operator should know and that stops nothing. Said again, it moves to the end and is
         counted; the oldest goes when there are too many."""
@@ -173,7 +185,7 @@ class Ledger:
                 threshold=alarm.threshold,
                 since_step=alarm.since_step,
             )
-            for alarm in self.alarms
+            for alarm in (*self.alarms, *self.growing)
         )
 
     def verdict_records(self, limit: int) -> Sequence[node_pb2.VerdictRecord]:

@@ -62,19 +62,28 @@ class MetricsLog:
         *,
         max_bytes: int = 64_000_000,
         max_waiting: int = 10_000,
+        max_waiting_bytes: int = 16_000_000,
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._path = path
         self._max_bytes = max_bytes
-        self._waiting: deque[str] = deque(maxlen=max_waiting)
+        self._max_waiting, self._max_waiting_bytes = max_waiting, max_waiting_bytes
+        self._waiting: deque[str] = deque()
+        self._waiting_bytes = 0
         self._news = asyncio.Event()
         self._writing = threading.Lock()
+        self._queue = threading.Lock()  # never held for longer than a copy
         self._warn = warn
 
     def append(self, record: Mapping[str, object]) -> None:
         """Takes numbers and strings; a number that JSON lacks (nan, inf) is written as null."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        self._waiting.append(json.dumps(finite, allow_nan=False) + "\n")
+        line = json.dumps(finite, allow_nan=False) + "\n"
+        with self._queue:
+            self._waiting.append(line)
+            self._waiting_bytes += len(line)
+            while len(self._waiting) > self._max_waiting or self._waiting_bytes > self._max_waiting_bytes:
+                self._waiting_bytes -= len(self._waiting.popleft())
         self._news.set()
 
     async def run(self) -> None:
@@ -94,9 +103,12 @@ class MetricsLog:
     def _flush(self) -> str:
         """Why lines were lost, or nothing. The lock is for a cancelled `run`, whose thread may still be at it."""
         with self._writing:
-            lines = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            with self._queue:
+                lines = "".join(self._waiting)
+                self._waiting.clear()
+                self._waiting_bytes = 0
             try:
-                self._write("".join(lines))
+                self._write(lines)
             except OSError as error:
                 return f"{self._path.name}: lines lost: {error.strerror}"
         return ""

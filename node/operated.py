@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from node.config import NodeConfig, P2PExchange
+from node.disk import DiskWatch
 from node.engine.base import Generator
 from node.evaluation import Evaluation
+from node.holds import Holds
 from node.intake import Intake
 from node.journal import Journal
 from node.learning import Learning
@@ -20,6 +22,7 @@ from node.loops import evaluate, gather, produce, share, train
 from node.metrics import LoopDelay, MetricsLog
 from node.pool import RolloutPool
 from node.producer import Author, Producer
+from node.resources import Resources
 from node.rl.tracker import ValueTracker
 from swarm.errors import SwarmError
 from swarm.net.base import Exchange
@@ -48,8 +51,10 @@ class RunningNode:
     tracker: ValueTracker
     ledger: Ledger
     metrics_log: MetricsLog
-    running: asyncio.Event
-    """Clear while the node is paused."""
+    disk: DiskWatch
+    resources: Resources
+    running: Holds
+    """Held while the node is paused."""
     stopping: asyncio.Event
     delay: LoopDelay = field(default_factory=LoopDelay)
     started: float = field(default_factory=time.monotonic)
@@ -73,6 +78,8 @@ class RunningNode:
                 share(self.journal, self.exchange, self._announcement, self._heartbeat_s),
                 gather(self.exchange, self.intake, self.journal, self.pool),
                 train(self.pool, self.learning, self.generator, self.config.max_steps),
+                self.disk.run(),
+                self.resources.run(),
                 self.delay.run(),
                 self.metrics_log.run(),
             ]
@@ -102,7 +109,13 @@ class RunningNode:
     def state(self) -> node_pb2.NodeState:
         if self.stopping.is_set():
             return node_pb2.NODE_STATE_STOPPING
-        return node_pb2.NODE_STATE_RUNNING if self.running.is_set() else node_pb2.NODE_STATE_PAUSED
+        paused = self._holds
+        return node_pb2.NODE_STATE_PAUSED if paused else node_pb2.NODE_STATE_RUNNING
+
+    @property
+    def _holds(self) -> list[str]:
+        """Why it does not go on, if it does not."""
+        return [*self.running.reasons, *self.disk.room.reasons]
 
     def status(self) -> node_pb2.NodeStatus:
         status = node_pb2.NodeStatus(
@@ -115,10 +128,17 @@ class RunningNode:
             addresses=self.exchange.addresses,
             peers=len(self.exchange.peers()),
             network=self.exchange.state,
+            holds=self._holds,
         )
         level = self.pool.level
-        pool = {"pool_own": level.own, "pool_foreign": level.foreign, "pool_newcomers": level.newcomers}
-        self.ledger.fill(status, pool | self.delay.gauges() | dict(self.generator.gauges()))
+        pool = {
+            "pool_own": level.own,
+            "pool_foreign": level.foreign,
+            "pool_newcomers": level.newcomers,
+            "pool_foreign_mib": level.foreign_bytes / (1 << 20),
+        }
+        used = self.delay.gauges() | self.resources.gauges() | self.disk.gauges()
+        self.ledger.fill(status, pool | used | dict(self.generator.gauges()))
         values = self.tracker.source_values(self.ledger.policy_version)
         status.values.update({family_of(source): value for source, value in values.items()})
         return status
@@ -146,10 +166,10 @@ class RunningNode:
         return self.ledger.verdict_records(limit)
 
     def pause(self) -> None:
-        self.running.clear()
+        self.running.hold("operator", "paused by its operator")
 
     def resume(self) -> None:
-        self.running.set()
+        self.running.release("operator")
 
     async def checkpoint(self) -> tuple[str, int]:
         path = await self.learning.checkpoint()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections import Counter, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,6 +23,7 @@ from node.experience import Experience
 from node.precedents import Precedents
 from node.quotas import Quotas, Standing, at_least_one, newcomers
 from node.rl.share import share_of
+from node.waiting import Load, Waiting
 from swarm.types import PeerId, PolicyVersion, Task
 
 #: demand(group, our present value of its task) >= 0: how much we want it. 0 is never drawn.
@@ -37,6 +38,8 @@ class PoolLevel:
     foreign: int
     newcomers: int
     """Of the foreign ones: of origins that have not taught us anything yet."""
+    foreign_bytes: int
+    """Memory that the foreign ones take."""
 
 
 class RolloutPool:
@@ -58,12 +61,19 @@ class RolloutPool:
         self._counters = counters
         self._rng = rng
         self._own: asyncio.Queue[Experience] = asyncio.Queue(config.own_capacity)
-        self._foreign: dict[PeerId, deque[Experience]] = {}
-        self._waiting = 0  # foreign groups over all origins
+        self._foreign = Waiting()
+        self._max_bytes = int(config.foreign_mib * (1 << 20))
 
     @property
     def level(self) -> PoolLevel:
-        return PoolLevel(own=self._own.qsize(), foreign=self._waiting, newcomers=self._num_waiting(self._newcomers()))
+        new = newcomers(self._config, self._standing, self._foreign.origins)
+        waiting = self._foreign.total
+        return PoolLevel(
+            own=self._own.qsize(),
+            foreign=waiting.groups,
+            newcomers=self._foreign.load(new).groups,
+            foreign_bytes=waiting.size,
+        )
 
     async def put_own(self, experience: Experience) -> None:
         """Waits while the pool is full."""
@@ -71,13 +81,11 @@ class RolloutPool:
         await self._own.put(experience)
 
     def put_foreign(self, experience: Experience) -> None:
-        """Never waits; the fullest origin loses its oldest group when there is no room."""
+        """Never waits; the fullest origin loses its oldest groups when there is no room."""
         self._precedents.add(experience)
-        origin = experience.group.origin
-        if crowd := self._crowd(origin):
+        while crowd := self._crowd(experience):
             self._drop_from(crowd)
-        self._foreign.setdefault(origin, deque()).append(experience)
-        self._waiting += 1
+        self._foreign.append(experience)
 
     async def draw(
         self, version: PolicyVersion, clock: Callable[[], float], value: Callable[[Task], float], demand: Demand
@@ -92,7 +100,7 @@ class RolloutPool:
         wanted = self._wanted(value, demand)
         groups = self._share.groups(version, own, self._first(wanted, self._config.foreign_groups))
         foreign = self._first(wanted, groups)
-        self._remove({experience.id for experience in foreign})
+        self._foreign.remove({experience.id for experience in foreign})
         return own + foreign
 
     async def _next_fresh(self, version: PolicyVersion) -> Experience:
@@ -104,7 +112,7 @@ class RolloutPool:
         """All that are wanted at all, each with its task's present value. The first n are a weighted sample without
         replacement (Efraimidis and Spirakis 2006: largest u^(1/w))."""
         keyed = []
-        for experience in (e for waiting in self._foreign.values() for e in waiting):
+        for experience in self._foreign:
             current = value(experience.task)
             if (weight := demand(experience, current)) > 0:
                 keyed.append((math.log(1.0 - self._rng.random()) / weight, current, experience))
@@ -113,7 +121,7 @@ class RolloutPool:
 
     def _first(self, wanted: Sequence[tuple[Experience, float]], groups: int) -> list[Experience]:
         """The first `groups` of them, as far as everybody's quota goes."""
-        quotas = Quotas(self._config, self._standing, groups, self._foreign)
+        quotas = Quotas(self._config, self._standing, groups, self._foreign.origins)
         drawn = [(e, current) for e, current in wanted if quotas.take(e.group.origin)]
         surplus = quotas.surplus(self._config.own_groups)
         kept = list[Experience]()
@@ -124,51 +132,47 @@ class RolloutPool:
                 kept.append(replace(experience, value=current))
         return kept[::-1]
 
-    def _crowd(self, origin: PeerId) -> Collection[PeerId]:
-        """Among whom there is a group too many when `origin` brings one more; empty while there is room."""
-        room = at_least_one(self._config.newcomer_share, self._config.foreign_capacity)
-        if self._waiting < room:
+    def _crowd(self, coming: Experience) -> Collection[PeerId]:
+        """Among whom there is a group too many when `coming` comes as well; empty while there is room."""
+        share, waiting, origin = self._config.newcomer_share, self._foreign.total, coming.group.origin
+        if self._fits(waiting, coming, share):
             return ()
-        new = newcomers(self._config, self._standing, {*self._foreign, origin})
-        waiting = self._num_waiting(new)
-        if origin in new and waiting >= room:
-            return new & self._foreign.keys()
-        if self._waiting < self._config.foreign_capacity:
+        origins = self._foreign.origins
+        new = newcomers(self._config, self._standing, {*origins, origin})
+        of_newcomers = self._foreign.load(new)
+        if origin in new and not self._fits(of_newcomers, coming, share):
+            return new & set(origins)
+        if self._fits(waiting, coming, 1.0):
             return ()
         # Newcomers beyond their room were none when they came in.
-        return new & self._foreign.keys() if waiting > room else self._foreign.keys() - new or self._foreign.keys()
+        room, size = at_least_one(share, self._config.foreign_capacity), share * self._max_bytes
+        beyond = of_newcomers.groups > room or of_newcomers.size > size
+        return new & set(origins) if beyond else set(origins) - new or set(origins)
+
+    def _fits(self, waiting: Load, coming: Experience, share: float) -> bool:
+        """Whether `share` of the pool has room for one more; for one group it always has."""
+        groups = at_least_one(share, self._config.foreign_capacity)
+        size = waiting.size + coming.size
+        return not waiting.groups or (waiting.groups < groups and size <= share * self._max_bytes)
 
     def _drop_from(self, crowd: Collection[PeerId]) -> None:
-        lineages = {origin: self._standing.lineage(origin) or origin for origin in self._foreign if origin in crowd}
-        crowding = Counter[str]()
+        lineages = {origin: self._standing.lineage(origin) or origin for origin in crowd}
+        fullness = {origin: self._fullness(origin) for origin in crowd}
+        crowding = defaultdict[str, float](float)
         for origin, lineage in lineages.items():
-            crowding[lineage] += len(self._foreign[origin])
-        fullest = max(lineages, key=lambda origin: (crowding[lineages[origin]], len(self._foreign[origin])))
-        self._foreign[fullest].popleft()
-        if not self._foreign[fullest]:
-            del self._foreign[fullest]
-        self._waiting -= 1
+            crowding[lineage] += fullness[origin]
+        fullest = max(lineages, key=lambda origin: (crowding[lineages[origin]], fullness[origin]))
+        self._foreign.drop_oldest(fullest)
         self._counters["dropped_groups"] += 1
 
-    def _newcomers(self) -> set[PeerId]:
-        return newcomers(self._config, self._standing, self._foreign)
-
-    def _num_waiting(self, origins: Collection[PeerId]) -> int:
-        return sum(len(self._foreign.get(origin, ())) for origin in origins)
+    def _fullness(self, origin: PeerId) -> float:
+        """The share of the pool that it has, in groups or in memory, whichever is more."""
+        load = self._foreign.load((origin,))
+        return max(load.groups / self._config.foreign_capacity, load.size / self._max_bytes)
 
     def _drop_stale(self, version: PolicyVersion, now: float) -> None:
-        for waiting in self._foreign.values():
-            while waiting and self._is_stale(waiting[0], version, now):
-                waiting.popleft()
-                self._waiting -= 1
-                self._counters["stale_groups"] += 1
-        self._foreign = {origin: waiting for origin, waiting in self._foreign.items() if waiting}
+        self._counters["stale_groups"] += self._foreign.drop_while(lambda e: self._is_stale(e, version, now))
 
     def _is_stale(self, experience: Experience, version: PolicyVersion, now: float) -> bool:
         late = version - experience.version > self._config.foreign_max_lag
         return late or now - experience.arrived_at > self._config.foreign_max_age_s
-
-    def _remove(self, ids: set[str]) -> None:
-        for origin, waiting in self._foreign.items():
-            self._foreign[origin] = deque(e for e in waiting if e.id not in ids)
-        self._waiting = sum(map(len, self._foreign.values()))

@@ -13,6 +13,7 @@ from node.algorithms import Truncated
 from node.config import SamplerConfig
 from node.engine.base import Completion, Generator, TextCodec
 from node.experience import Experience, Judged, rewards_of
+from node.holds import Holds
 from node.ledger import Ledger
 from node.rl.sampler import TaskSampler
 from node.rl.tracker import ValueTracker
@@ -124,7 +125,7 @@ class Producer:
         generator: Generator,
         author: Author,
         version: Callable[[], PolicyVersion],
-        running: asyncio.Event,
+        running: Holds,
         ledger: Ledger,
     ) -> None:
         self._config = config

@@ -96,7 +96,8 @@ class NearDuplicates:
         # texts repeat themselves.
         few = hashes[hashes <= np.uint64(_ALL // max(1, count // (4 * SKETCH)))]
         distinct = np.unique(few)
-        return (distinct if len(distinct) >= SKETCH else np.unique(hashes))[:SKETCH]
+        smallest = (distinct if len(distinct) >= SKETCH else np.unique(hashes))[:SKETCH]
+        return smallest.copy()  # a view would keep all the others
 
     def _task(self, ref: TaskRef) -> int:
         return self._hash(f"{ref.source}\0{ref.version}\0{ref.config}\0{ref.seed}\0{ref.index}")

@@ -26,6 +26,7 @@ from node.commands import status
 from node.config import AlarmsConfig, NodeConfig
 from node.engine.policy import load_policy
 from node.experience import Experience
+from node.holds import Holds
 from node.learning import Learning
 from node.ledger import Ledger
 from node.metrics import MetricsLog
@@ -382,7 +383,7 @@ async def learner(directory: Path, **alarms: float) -> AsyncIterator[tuple[Learn
                 foreign=config.foreign,
                 store=store,
                 config=config.checkpoint,
-                running=asyncio.Event(),
+                running=Holds(),
                 metrics_log=metrics_log,
                 credit=lambda peer, use: None,
                 appetite=Appetite(config.pool.foreign_groups),

@@ -20,6 +20,7 @@ from node.algorithms import TrackerConfig
 from node.config import SamplerConfig
 from node.engine.base import Completion, Weights
 from node.evaluate import digest, held_out_from, held_out_questions
+from node.holds import Holds
 from node.ledger import Ledger
 from node.producer import Author, Producer
 from node.rl.sampler import TaskSampler
@@ -170,8 +171,7 @@ class Silent:
 
 def producer_of(judge: LocalJudge, seed: int) -> Producer:
     config, tracker = SamplerConfig(group_size=1, max_prompt_tokens=100_000), ValueTracker(TrackerConfig())
-    running = asyncio.Event()
-    running.set()
+    running = Holds()
     author = Author(
         identity=identity(),
         membership=MEMBERSHIP,

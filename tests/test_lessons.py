@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from node.checkpoint import CheckpointStore
 from node.config import NodeConfig
 from node.engine.policy import load_policy
 from node.experience import Experience
+from node.holds import Holds
 from node.learning import Learning
 from node.metrics import MetricsLog
 from node.progress import Progress
@@ -120,7 +120,7 @@ async def test_the_learner_credits_whom_it_learned_from_and_nobody_for_a_step_th
             foreign=config.foreign,
             store=CheckpointStore(tmp_path / "checkpoints"),
             config=config.checkpoint,
-            running=asyncio.Event(),
+            running=Holds(),
             metrics_log=MetricsLog(tmp_path / "metrics.jsonl"),
             credit=standing.credit,
             appetite=Appetite(config.pool.foreign_groups),

@@ -101,3 +101,11 @@ async def test_what_waits_is_bounded(tmp_path: Path) -> None:
         log.append({"step": step})
     await written(log)
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 3}\n{"step": 4}\n'
+
+
+async def test_what_waits_is_bounded_in_bytes(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl", max_waiting_bytes=100)
+    for step in range(5):
+        log.append({"step": step, "text": "x" * 20})  # 38 bytes a line
+    await written(log)
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [3, 4]

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,8 +15,11 @@ from node.algorithms import PoolConfig, ScheduledShare, ShareConfig, UsefulShare
 from node.experience import Experience
 from node.pool import RolloutPool
 from node.precedents import Precedents
+from node.waiting import Waiting
+from swarm.footprint import footprint
 from swarm.net.standing import Standing
-from swarm.types import GroupId, PeerId, PolicyVersion, RolloutGroup, SamplingParams, Task, TaskRef
+from swarm.types import GroupId, PeerId, PolicyVersion, Role, Rollout, RolloutGroup, SamplingParams, Task, TaskRef, Turn
+from tests.builders import turn
 
 TASK = Task(
     ref=TaskRef(source="reasoning_gym/x", version="1", config="{}", seed=0, index=0),
@@ -349,7 +353,7 @@ async def test_a_flood_from_one_network_leaves_an_honest_newcomer_his_place():
     fill(pool, "honest", groups=1)
     fill(pool, *SYBILS, groups=1)
     assert pool.level.newcomers == 4
-    assert "honest" in pool._foreign
+    assert "honest" in pool._foreign.origins
 
 
 async def test_a_pool_of_those_who_lost_their_standing_shrinks_to_the_newcomers_room():
@@ -370,3 +374,67 @@ async def test_all_that_comes_in_is_a_precedent_our_own_too():
     await pool.put_own(own)
     pool.put_foreign(foreign)
     assert None not in [precedents.copied(e.group) for e in (own, foreign)]
+
+
+# Memory ---------------------------------------------------------------------------------------------------------------
+
+
+def large(name: str, mib: float, origin: str = "p") -> Experience:
+    """A group whose text takes so much."""
+    small = experience(name, own=False, origin=origin)
+    text = Turn(role=Role.ASSISTANT, text="x" * int(mib * (1 << 20)))
+    return replace(small, group=replace(small.group, rollouts=(Rollout(turns=(text,)),)))
+
+
+def footprint_of(turn: Turn) -> int:
+    return footprint(replace(experience("g", own=False).group, rollouts=(Rollout(turns=(turn,)),)))
+
+
+def test_a_groups_size_is_what_it_takes_in_memory():
+    wide = replace(turn("a\N{SNOWMAN}" * 1000), sampled=None, finish=None)  # a snowman makes all characters two bytes
+    assert footprint_of(wide) - footprint_of(replace(wide, text="")) >= 4000
+    sampled = turn("a" * 100)
+    assert footprint_of(sampled) - footprint_of(replace(sampled, sampled=None, finish=None)) == 101 * 12 + 128
+
+
+async def test_strangers_groups_are_bounded_in_bytes_the_fullest_origin_loses_its_oldest():
+    pool, counters = pool_of(foreign_mib=10.0)
+    for number in range(3):
+        pool.put_foreign(large(f"quiet{number}", 0.5, "q"))
+    for number in range(40):
+        pool.put_foreign(large(f"loud{number}", 2.0, "l"))
+        assert pool.level.foreign_bytes <= 10 << 20
+    assert [e.id for e in pool._foreign] == ["quiet0", "quiet1", "quiet2", *(f"loud{n}" for n in range(36, 40))]
+    assert counters["dropped_groups"] == 36
+
+
+async def test_newcomers_have_their_share_of_the_memory_only():
+    pool, _ = pool_of(standing_of("friend"), newcomer_share=0.25, foreign_mib=16.0)
+    for number in range(11):
+        pool.put_foreign(large(f"f{number}", 1.0, "friend"))
+    for number in range(20):
+        pool.put_foreign(large(f"n{number}", 1.0, f"stranger{number}"))
+    assert pool.level.newcomers == 3, "a quarter of 16 MiB is 3 groups of a little more than one"
+    assert pool.level.foreign == 14
+
+
+async def test_one_group_too_large_for_the_pool_is_taken_alone():
+    pool, _ = pool_of(foreign_mib=1.0)
+    for number in range(3):
+        pool.put_foreign(large(f"{number}", 1.5))
+    assert [e.id for e in pool._foreign] == ["2"]
+
+
+def test_sums_stay_right_whatever_goes():
+    waiting = Waiting()
+    groups = [large(f"{n}", 0.001 * n, f"p{n % 3}") for n in range(12)]
+    for group in groups:
+        waiting.append(group)
+    waiting.remove({"0", "3", "6", "9", "4"})  # all of p0
+    waiting.drop_oldest(PeerId("p1"))
+    assert waiting.drop_while(lambda e: e.id in ("2", "7", "5")) == 3
+    left = [groups[n] for n in (10, 8, 11)]
+    assert list(waiting) == left
+    assert waiting.total == (3, sum(e.size for e in left))
+    assert waiting.load([PeerId("p2"), PeerId("p0")]) == (2, groups[8].size + groups[11].size)
+    assert set(waiting.origins) == {"p1", "p2"}

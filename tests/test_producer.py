@@ -14,6 +14,7 @@ from node.algorithms import TrackerConfig
 from node.config import SamplerConfig
 from node.engine.base import Completion, Weights
 from node.engine.text import HfTextCodec
+from node.holds import Holds
 from node.ledger import Ledger
 from node.producer import Author, Producer
 from node.rl.sampler import TaskSampler
@@ -72,8 +73,7 @@ class Heard(Ledger):
 @asynccontextmanager
 async def producing(config: SamplerConfig, max_length: int) -> AsyncIterator[Heard]:
     """A producer at work, whose judge answers without ever waiting; its ledger."""
-    ledger, running = Heard(), asyncio.Event()
-    running.set()
+    ledger, running = Heard(), Holds()
     tracker = ValueTracker(TrackerConfig())
     producer = Producer(
         config=config,

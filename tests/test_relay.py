@@ -98,7 +98,7 @@ def test_a_useful_group_is_offered_with_one_hop_more() -> None:
     assert shelf.after(0, C, NOW) == [offer_of(signed, hops=3)]
     shelved = shelf.get(signed.id)
     assert shelved is not None
-    assert shelved.signed is signed
+    assert (shelved.received.body, shelved.received.signature) == (signed.body, signed.signature)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +144,17 @@ def test_so_many_candidates_wait_and_the_least_useful_go() -> None:
         shelf.add(received(signed), signed, 1.0 + number % 7, 0.0, NOW)
     assert len(shelf._candidates) == MAX_CANDIDATES
     assert min(use for use, _, _ in shelf._candidates) == 4
+
+
+def test_candidates_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swarm.net.relay.CANDIDATE_BYTES", 1000)
+    shelf = Shelf(RULES, 1.0, 0.0)
+    shelf.add(received(made(0)), made(0), 0.1, 0.0, NOW)  # goes on at once, and takes the rate with it
+    for number in range(1, 50):
+        signed = replace(made(number), body=bytes(300))
+        shelf.add(received(signed), signed, 0.01 * number, 0.0, NOW)
+    assert [use for use, _, _ in shelf._candidates] == pytest.approx([0.47, 0.48, 0.49])
+    assert shelf._candidate_bytes == 900
 
 
 def test_where_there_is_more_than_anybody_can_take_only_what_is_outstanding_goes_on() -> None:

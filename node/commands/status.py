@@ -33,7 +33,7 @@ examples:
 """
 DEFAULT_DIR = Path("runs/node")
 SHOWN_ORIGINS = 8
-STYLES = {"alarms": "bold red", "warnings": "yellow"}
+STYLES = {"held": "bold yellow", "alarms": "bold red", "warnings": "yellow"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +86,7 @@ def render(status: node_pb2.NodeStatus) -> Table:
     table = Table.grid(padding=(0, 2))
     rows = {
         status.name: f"{state}, up {timedelta(seconds=int(status.uptime_s))}, swarm-node {status.version}",
+        "held": "\n".join(status.holds),
         "alarms": "\n".join(f"{alarm.name} since step {alarm.since_step}: {alarm.text}" for alarm in status.alarms),
         "policy": f"version {status.policy_version} after {status.steps} steps",
         "network": f"{status.network}, {status.peers} peers alive, swarm {status.swarm[:16]}",

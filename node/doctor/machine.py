@@ -20,6 +20,7 @@ from packaging.specifiers import SpecifierSet
 
 from node.config import NodeConfig, RpcConfig
 from node.datadir import DataDirectory
+from node.disk import largest_checkpoint
 from node.doctor.findings import Finding, failed, ok, warning
 from node.engine.available import EngineStatus, engines
 
@@ -205,17 +206,12 @@ def disk_finding(free: int, checkpoint: int | None, keep: int, groups: int) -> F
 
 def checkpoint_bytes(config: NodeConfig) -> int | None:
     """Of the largest there is, else estimated from the model's files; None for a model that is not on this machine."""
-    there = [_bytes_in(place) for place in DataDirectory(config.data_dir).checkpoints.glob("*") if place.is_dir()]
-    if there:
-        return max(there)
+    if there := largest_checkpoint(DataDirectory(config.data_dir).checkpoints):
+        return there
     if config.policy.model == "seed":
         return STATE_PER_WEIGHT * (4 << 20)
     weights = sum(file.stat().st_size for file in Path(config.policy.model).glob("*.safetensors"))
     return STATE_PER_WEIGHT * weights if weights else None
-
-
-def _bytes_in(directory: Path) -> int:
-    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
 
 
 async def rpc_port(config: NodeConfig) -> Sequence[Finding]:

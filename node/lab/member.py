@@ -20,6 +20,7 @@ from node.config import NodeConfig, TransformersEngine
 from node.engine.policy import Policy, load_policy
 from node.engine.transformers import TransformersGenerator
 from node.experience import Experience
+from node.holds import Holds
 from node.lab.exam import Exam, Marks
 from node.lab.journal import MemoryJournal
 from node.lab.pace import Pace, PacedGenerator
@@ -188,8 +189,7 @@ async def _mind(
         lag=member.lag,
         batch_groups=config.pool.own_groups,
     )
-    running = asyncio.Event()
-    running.set()
+    running = Holds()
     learning = Learning(
         policy=policy,
         trainer=trainer,

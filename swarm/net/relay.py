@@ -28,6 +28,7 @@ from swarm.wire.relay import Offer
 
 MAX_CANDIDATES = 256
 """Useful groups that the rate has no room for at the moment; the least useful goes."""
+CANDIDATE_BYTES = 32_000_000
 USES = 256
 """Groups that tell what is outstanding."""
 SHELF_GROUPS = 512
@@ -66,9 +67,9 @@ class Shelved:
     """A peer's group that we pass on."""
 
     offer: Offer
-    signed: SignedGroup
-    sender: PeerId
-    """Who gave it to us: needs no offer."""
+    received: Received
+    """As it came, for that is how it is passed on; decoded it would take several times as much memory. Its sender needs
+    no offer."""
     number: int
     """In the order of being put on the shelf, from 1."""
     at: float
@@ -81,7 +82,8 @@ class Shelf:
         self._rules = rules
         self._bucket = TokenBucket(rate, now)
         self._uses: deque[float] = deque(maxlen=USES)
-        self._candidates: list[tuple[float, Received, SignedGroup]] = []
+        self._candidates: list[tuple[float, Received, Offer]] = []  # the most useful last
+        self._candidate_bytes = 0
         self._shelved: OrderedDict[GroupId, Shelved] = OrderedDict()
         self._bytes = 0
         self.head = 0
@@ -100,8 +102,10 @@ class Shelf:
             return
         if signed.group.origin == rules.me:
             return
-        insort(self._candidates, (use, received, signed), key=itemgetter(0))
-        del self._candidates[:-MAX_CANDIDATES]
+        insort(self._candidates, (use, received, _offer_of(received, signed)), key=itemgetter(0))
+        self._candidate_bytes += len(received.body)
+        while len(self._candidates) > MAX_CANDIDATES or self._candidate_bytes > CANDIDATE_BYTES:
+            self._take_candidate(0)
         self.fill(now, wall)
 
     def fill(self, now: float, wall: float) -> float | None:
@@ -109,14 +113,18 @@ class Shelf:
         until there may be more to do, None if nothing waits."""
         self._clear(now, wall)
         while self._candidates:
-            _, received, signed = self._candidates[-1]
-            if self._rules.fresh(signed.group.created_at, wall):
+            _, received, offer = self._candidates[-1]
+            if self._rules.fresh(offer.created_at, wall):
                 if wait := self._bucket.wait_s(1, now):
                     return wait
                 self._bucket.take(1, now)
-                self._put(received, signed, now)
-            self._candidates.pop()
+                self._put(received, offer, now)
+            self._take_candidate(-1)
         return None
+
+    def _take_candidate(self, index: int) -> None:
+        _, received, _ = self._candidates.pop(index)
+        self._candidate_bytes -= len(received.body)
 
     def after(self, number: int, reader: PeerId, wall: float) -> list[Offer]:
         """What was put here after `number` and may be news to `reader`, oldest first."""
@@ -125,7 +133,7 @@ class Shelf:
             if shelved.number <= number:
                 break
             offer = shelved.offer
-            if reader not in (offer.origin, shelved.sender) and self._rules.fresh(offer.created_at, wall):
+            if reader not in (offer.origin, shelved.received.sender) and self._rules.fresh(offer.created_at, wall):
                 offers.append(offer)
         return offers[::-1]
 
@@ -137,19 +145,11 @@ class Shelf:
         best = max(math.ceil(len(self._uses) * self._rules.outstanding), 1)
         return sorted(self._uses)[-best]
 
-    def _put(self, received: Received, signed: SignedGroup, now: float) -> None:
-        if signed.id in self._shelved:
+    def _put(self, received: Received, offer: Offer, now: float) -> None:
+        if offer.id in self._shelved:
             return
         self.head += 1
-        offer = Offer(
-            id=signed.id,
-            origin=signed.group.origin,
-            hops=received.hops + 1,
-            size=len(signed.body),
-            created_at=signed.group.created_at,
-            source=signed.group.task.source,
-        )
-        self._shelved[signed.id] = Shelved(offer=offer, signed=signed, sender=received.sender, number=self.head, at=now)
+        self._shelved[offer.id] = Shelved(offer=offer, received=received, number=self.head, at=now)
         self._bytes += offer.size
         while len(self._shelved) > SHELF_GROUPS or self._bytes > SHELF_BYTES:
             self._take_off()
@@ -165,6 +165,18 @@ class Shelf:
     def _take_off(self) -> None:
         _, shelved = self._shelved.popitem(last=False)
         self._bytes -= shelved.offer.size
+
+
+def _offer_of(received: Received, signed: SignedGroup) -> Offer:
+    """Of a group that we would be the next to pass on."""
+    return Offer(
+        id=signed.id,
+        origin=signed.group.origin,
+        hops=received.hops + 1,
+        size=len(received.body),
+        created_at=signed.group.created_at,
+        source=signed.group.task.source,
+    )
 
 
 @dataclass(slots=True)

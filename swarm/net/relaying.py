@@ -110,7 +110,7 @@ class Relay:
         while wanted.ids and size < PAGE_BYTES:
             id, since = wanted.ids.popleft()
             shelved = self._shelf.get(id) if self._clock() - since < WANT_S else None
-            body, signature = (shelved.signed.body, shelved.signed.signature) if shelved else (b"", b"")
+            body, signature = (shelved.received.body, shelved.received.signature) if shelved else (b"", b"")
             frames.append(encode_relayed(Relayed(id=id, body=body, signature=signature)))
             size += len(body)
             groups += shelved is not None

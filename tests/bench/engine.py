@@ -40,6 +40,7 @@ from node.engine.vllm.generator import VllmGenerator
 from node.engine.vllm.opening import vllm_generator
 from node.engine.vllm.process import Engine
 from node.evaluate import candidates
+from node.holds import Holds
 from node.ledger import Ledger
 from node.producer import Author, Producer
 from node.rl.sampler import TaskSampler
@@ -236,8 +237,7 @@ def producer(config: NodeConfig, policy: Policy, judge: ProcessJudge, generator:
         sampling=config.sampler.params,
         share_ids=True,
     )
-    running = asyncio.Event()
-    running.set()
+    running = Holds()
     return Producer(
         config=config.sampler,
         truncated=config.learner.truncated,

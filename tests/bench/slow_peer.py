@@ -25,6 +25,7 @@ from node.algorithms import PoolConfig
 from node.config import SamplerConfig
 from node.engine.base import Completion, Weights
 from node.experience import Experience
+from node.holds import Holds
 from node.learning import Learning
 from node.loops import gather, produce, share, train
 from node.pool import RolloutPool
@@ -118,8 +119,7 @@ async def _worker(number: int, producer: Producer, peer: Peer) -> None:
 
 
 def _producer(peer: Peer, generator: Sleeping, seed: int) -> Producer:
-    running = asyncio.Event()
-    running.set()
+    running = Holds()
     config = SamplerConfig(group_size=2, max_new_tokens=TOKENS)
     author = Author(
         identity=peer.identity,

@@ -89,7 +89,7 @@ class StopResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("name", "peer", "version", "state", "uptime_s", "policy_version", "steps", "swarm", "addresses", "peers", "admitted", "refused", "counters", "metrics", "held_out", "held_out_step", "values", "network", "warnings", "alarms")
+    __slots__ = ("name", "peer", "version", "state", "uptime_s", "policy_version", "steps", "swarm", "addresses", "peers", "admitted", "refused", "counters", "metrics", "held_out", "held_out_step", "values", "network", "warnings", "alarms", "holds")
     class AdmittedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -152,6 +152,7 @@ class NodeStatus(_message.Message):
     NETWORK_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     ALARMS_FIELD_NUMBER: _ClassVar[int]
+    HOLDS_FIELD_NUMBER: _ClassVar[int]
     name: str
     peer: str
     version: str
@@ -172,7 +173,8 @@ class NodeStatus(_message.Message):
     network: str
     warnings: _containers.RepeatedScalarFieldContainer[str]
     alarms: _containers.RepeatedCompositeFieldContainer[Alarm]
-    def __init__(self, name: _Optional[str] = ..., peer: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[_Union[NodeState, str]] = ..., uptime_s: _Optional[float] = ..., policy_version: _Optional[int] = ..., steps: _Optional[int] = ..., swarm: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., peers: _Optional[int] = ..., admitted: _Optional[_Mapping[str, int]] = ..., refused: _Optional[_Mapping[str, int]] = ..., counters: _Optional[_Mapping[str, int]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., held_out: _Optional[_Mapping[str, float]] = ..., held_out_step: _Optional[int] = ..., values: _Optional[_Mapping[str, float]] = ..., network: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., alarms: _Optional[_Iterable[_Union[Alarm, _Mapping]]] = ...) -> None: ...
+    holds: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., peer: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[_Union[NodeState, str]] = ..., uptime_s: _Optional[float] = ..., policy_version: _Optional[int] = ..., steps: _Optional[int] = ..., swarm: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., peers: _Optional[int] = ..., admitted: _Optional[_Mapping[str, int]] = ..., refused: _Optional[_Mapping[str, int]] = ..., counters: _Optional[_Mapping[str, int]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., held_out: _Optional[_Mapping[str, float]] = ..., held_out_step: _Optional[int] = ..., values: _Optional[_Mapping[str, float]] = ..., network: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., alarms: _Optional[_Iterable[_Union[Alarm, _Mapping]]] = ..., holds: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Alarm(_message.Message):
     __slots__ = ("name", "text", "value", "threshold", "since_step")

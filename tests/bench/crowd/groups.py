@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from swarm.limits import Limits
-from swarm.net.base import LogEntry
+from swarm.net.base import LogEntry, Received
 from swarm.types import GroupId, PeerId, Reason, SignedGroup
 from swarm.verify import CHECKS, Context
 from swarm.wire.codec import Pull, encode_announcement, encode_credit, encode_entry, encode_group, encode_pull
@@ -70,6 +70,13 @@ class Made(SignedGroup):
     """False for bytes that cannot be decoded."""
     rare: bool = False
     """Wanted by everybody."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Carried(Received):
+    """As it came, with the group that the bytes stand for."""
+
+    group: Made
 
 
 def make(number: int, origin: PeerId, wall: float, body: bytes, use: float, hostile: bool, rare: bool = False) -> Made:

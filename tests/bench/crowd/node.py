@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from swarm.limits import Limits
-from swarm.net.base import INNOCENT, Received
+from swarm.net.base import INNOCENT
 from swarm.net.directory import FAST_READ_S, MEMORY_HEARTBEATS
 from swarm.net.exchange import BYTES_PER_MBIT, RELAYED_AGE
 from swarm.net.following import REST_S
@@ -17,7 +17,7 @@ from swarm.net.shards import SwarmSize
 from swarm.net.standing import Standing
 from swarm.types import Announcement, GroupId, PeerId, Reason
 from swarm.verify import UNSIGNED, Context
-from tests.bench.crowd.groups import Made, Sizes
+from tests.bench.crowd.groups import Carried, Made, Sizes
 from tests.bench.crowd.keys import key_of
 from tests.bench.crowd.presence import HEARTBEAT_S, Presence
 from tests.bench.crowd.streams import PullStream, RelayStream
@@ -195,7 +195,7 @@ class Node(Presence):
         use = group.use if group.rare else group.use * self.world.rng.random()
         if group.rare:
             self.crowd.reached(group, self, hops)
-        received = Received(sender=sender, body=group.body, signature=group.signature, hops=hops)
+        received = Carried(sender=sender, body=group.body, signature=group.signature, hops=hops, group=group)
         self.uses.thanked(sender, use)
         assert self.shelf is not None
         self.shelf.add(received, group, use, self.world.now, self.world.wall, self.turns.short)

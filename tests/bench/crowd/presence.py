@@ -18,7 +18,7 @@ from swarm.types import Announcement, GroupId, PeerId
 from swarm.wire.codec import Pull
 from swarm.wire.identity import Identity
 from swarm.wire.relay import MAX_OFFERS
-from tests.bench.crowd.groups import FRAME, Made, Sizes
+from tests.bench.crowd.groups import FRAME, Carried, Made, Sizes
 from tests.bench.crowd.keys import key_of
 from tests.bench.crowd.streams import PullStream, RelayStream
 from tests.bench.crowd.world import Traffic
@@ -187,8 +187,9 @@ class Presence:
     def wanted(self, stream: RelayStream, ids: Sequence[GroupId]) -> None:
         for id in ids:
             shelved = self.shelf.get(id) if self.shelf is not None else None
-            group = shelved.signed if shelved is not None else None
-            assert group is None or isinstance(group, Made)
+            carried = shelved.received if shelved is not None else None
+            assert carried is None or isinstance(carried, Carried)
+            group = carried.group if carried is not None else None
             stream.answer(Sizes.relayed + (len(group.body) if group else 0), stream.came, id, group)
 
     def _forget_old(self) -> None:
