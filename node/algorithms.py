@@ -253,11 +253,13 @@ class LearnerConfig(Table):
     """Policy versions after which the optimiser forgets its moments and the warm-up begins again (ReMix); 0 never."""
     updates_per_batch: PositiveInt = 1
     tokens_per_micro_batch: PositiveInt = 16_384
-    """Padded tokens in one forward pass."""
+    """Tokens in one forward pass, with padding; halved by itself when memory runs out in a step."""
     packing: bool = True
-    """Fill rows up with several rollouts, and encode a prompt once for those of it, where the model can."""
+    """Rollouts share a row, without padding, and those of a prompt share its tokens, where the model can."""
     logit_chunk: PositiveInt = 4096
     """Action tokens whose logits exist at the same time."""
+    fp32_head: bool = False
+    """Logits are multiplied in float32 where policy.dtype is "bfloat16" (ScaleRL); the engine's are as they are."""
     min_advantage: NonNegativeFloat = 0.02
     """Rollouts with less are not trained on: they would cost a forward pass and move nothing."""
     truncated: Truncated = "failed"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +43,7 @@ from node.algorithms import (
     Vespo,
 )
 from node.config import Lora, PolicyConfig
+from node.engine.budget import CPU_ALLOCATOR
 from node.engine.policy import Policy, load_policy
 from node.engine.sampling import sample
 from node.engine.trainer import OneDevice, PolicyTrainer
@@ -350,6 +352,84 @@ async def test_every_objective_learns_over_several_updates(policy: Policy, objec
         await trainer.step(batch)
     assert trainer.version == 1  # one version per batch, however many updates made it
     assert logprob(policy, first) - logprob(policy, second) > margin
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda c: c.type)
+@pytest.mark.parametrize("updates", [1, 3])
+@pytest.mark.parametrize("budget", [16_384, 1])
+async def test_there_is_one_forward_pass_a_micro_batch_and_update(
+    policy: Policy, objective: ObjectiveConfig, updates: int, budget: int
+):
+    """One more for the objective that sees the whole batch first, where it is not in one micro-batch anyway."""
+    batch, passes = [experience(policy, [1.0, 0.0])], []
+    policy.model.base_model.register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
+    learner = LearnerConfig(lr=1e-3, warmup_steps=0, updates_per_batch=updates, tokens_per_micro_batch=budget)
+    async with trainer_of(policy, learner, objective) as trainer:
+        passes.clear()
+        await trainer.step(batch)
+    micro_batches = 2 if budget == 1 else 1
+    assert passes.count(True) == updates * micro_batches
+    assert passes.count(False) == (updates * micro_batches if budget == 1 and isinstance(objective, M2po) else 0)
+
+
+@pytest.mark.parametrize("when", [0.0, 0.25, 0.75], ids=["first pass", "first pass, later", "second update"])
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("out"), RuntimeError(f"{CPU_ALLOCATOR}: you tried to allocate")],
+    ids=["gpu", "cpu"],
+)
+async def test_a_step_that_runs_out_of_memory_is_made_again_in_smaller_pieces(
+    directory: Path, when: float, error: RuntimeError
+):
+    """Two updates; `when` is the share of the backward passes before the one that fails."""
+    learner = LearnerConfig(lr=1e-3, warmup_steps=0, tokens_per_micro_batch=130, updates_per_batch=2)
+    results, total = [], 0
+    for fails in (False, True):
+        policy = load_policy(PolicyConfig(model=str(directory), device="cpu"))
+        own = experience(policy, [1.0, 0.0] * 10)
+        batch = [own, experience(policy, [1.0, 1.0], own=False, value=0.1)]
+        calls = itertools.count()
+
+        def fail(*_: object, calls: Iterator[int] = calls, at: int = int(when * total) if fails else -1) -> None:
+            if next(calls) == at:
+                raise error
+
+        async with trainer_of(policy, learner, DecoupledPpo(), foreign_gate=RelativeGate(quantile=0.5)) as trainer:
+            policy.model.get_submodule("model.layers.0").register_full_backward_hook(fail)  # pyright: ignore
+            report = await trainer.step(batch)
+            results.append((report.metrics, (await trainer.weights()).tensors, report.lessons))
+            if fails:
+                assert (await trainer.step(batch)).metrics["tokens_per_micro_batch"] == 65
+        total = next(calls)
+        assert total >= 4
+    (metrics, weights, taught), (again, same, taught_again) = results
+    assert (metrics["tokens_per_micro_batch"], again["tokens_per_micro_batch"]) == (130, 65)
+    for name in metrics.keys() - {"step_s", "learner_tokens_per_s", "tokens_per_micro_batch"}:
+        assert again[name] == pytest.approx(metrics[name], rel=1e-4, abs=1e-6), name
+    assert taught_again == taught
+    for name, whole in weights.items():
+        torch.testing.assert_close(whole, same[name], atol=2e-5, rtol=1e-3)
+
+
+async def test_a_rollout_that_does_not_fit_alone_is_an_error(policy: Policy):
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    async with trainer_of(policy) as trainer:
+        policy.model.base_model.register_forward_hook(fail)
+        with pytest.raises(torch.OutOfMemoryError, match="no room"):
+            await trainer.step([experience(policy, [1.0, 0.0])])
+
+
+async def test_other_errors_are_not_taken_for_a_lack_of_memory(policy: Policy):
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    async with trainer_of(policy) as trainer:
+        batch = [experience(policy, [1.0, 0.0])]
+        policy.model.base_model.register_forward_hook(fail)
+        with pytest.raises(RuntimeError, match="a bug"):
+            await trainer.step(batch)
 
 
 @pytest.mark.parametrize(

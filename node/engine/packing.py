@@ -1,14 +1,17 @@
-"""Whether several rollouts can share a row with a given model, and what attention costs there."""
+"""Whether several rollouts can share a row with a given model: tried, not guessed from its name."""
 
 from __future__ import annotations
 
 import logging
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from node.engine.logprobs import action_logprobs
-from node.rl.packing import Packing
+from node.engine.attention import take_over
+from node.engine.head import Head
+from node.engine.logprobs import token_scores
+from node.rl.segments import Segments
 
 #: Largest difference that counts as none, in nats; in the precision that the model computes in.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.25}
@@ -16,56 +19,57 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.25}
 log = logging.getLogger(__name__)
 
 
-def packing_for(model: PreTrainedModel) -> Packing | None:
-    """None where the model's layers or its attention cannot do it: recurrent ones have a state that has read the other
-    continuations, and some kernels take no mask. Not guessed from names, but tried: two continuations of two tokens,
-    together and apart.
+def share_rows(model: PreTrainedModel) -> bool:
+    """Whether rollouts may share a row of `model`, whose attention is then replaced by one that knows how
+    (node.engine.attention).
 
-    `quadratic` is a count of multiplications: attention needs 4 per position, layer and unit of the queries' width (q k
-    and a v), everything else 2 per parameter beside the embeddings.
+    Not with recurrent layers, which have a state that has read the other continuations, nor where attention is of a
+    kind of its own. Tried with two continuations of one prompt, and another prompt, together and apart.
     """
+    before = model.config._attn_implementation
+    if before != "sdpa":
+        log.info("every rollout has a row of its own: this model's attention is %s", before)
+        return False
     try:
+        take_over(model)
         together, apart = _tried(model)
     except (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError) as error:
         log.info("every rollout has a row of its own: %s", str(error).partition("\n")[0])
-        return None
-    if not bool((together - apart).abs().max() <= TOLERANCE.get(model.dtype, 0.25)):
-        log.info("every rollout has a row of its own: this model's layers see more than their attention mask")
-        return None
-    config = model.config
-    heads, hidden = config.num_attention_heads, config.hidden_size
-    width = heads * (getattr(config, "head_dim", None) or hidden // heads)
-    embeddings = sum(p.numel() for p in model.get_input_embeddings().parameters())
-    others = max(sum(p.numel() for p in model.base_model.parameters()) - embeddings, 1)
-    quadratic = 4 * width * config.num_hidden_layers / (2 * others)
-    return Packing(quadratic=quadratic, window=getattr(config, "sliding_window", None))
+    else:
+        if bool((together - apart).abs().max() <= TOLERANCE.get(model.dtype, 0.25)):
+            return True
+        log.info("every rollout has a row of its own: this model's layers see more than their attention")
+    model.set_attn_implementation(before)
+    return False
 
 
 @torch.no_grad()
 def _tried(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
-    """float32 [4]: log-probabilities of [1, 2] and [3, 1] after [2, 3], in one sequence and in two."""
-    device = model.device
-    targets = torch.tensor([1, 2, 3, 1], device=device)
-    part = torch.tensor([0, 0, 1, 1, 2, 2], device=device)
-    sees = ((part[None, :] == 0) | (part[None, :] == part[:, None])) & torch.ones(6, 6, device=device).tril().bool()
-    together = action_logprobs(
-        model,
-        torch.tensor([[2, 3, 1, 2, 3, 1]], device=device),
-        sees[None, None],
-        torch.tensor([[0, 1, 2, 3, 2, 3]], device=device),
-        torch.tensor([1, 2, 1, 4], device=device),
-        targets,
-        temperature=1.0,
-        chunk=4,
+    """float32 [6]: log-probabilities of [1, 2] and [3, 1] after [2, 3], and [2, 1] after [4]; in one row, in three."""
+    device, head = model.device, Head(temperature=1.0, chunk=8)
+    targets = torch.tensor([1, 2, 3, 1, 2, 1], device=device)
+    segments = Segments(
+        lengths=np.array([2, 2, 2, 1, 2]), before=np.array([0, 2, 2, 0, 1]), prompt=np.array([0, 0, 0, 6, 6])
     )
-    apart = action_logprobs(
+    row = torch.tensor([[2, 3, 1, 2, 3, 1, 4, 2, 1]], device=device)
+    together = token_scores(
         model,
-        torch.tensor([[2, 3, 1, 2], [2, 3, 3, 1]], device=device),
-        torch.ones(2, 4, dtype=torch.long, device=device),
-        torch.arange(4, device=device).expand(2, 4),
-        torch.tensor([1, 2, 5, 6], device=device),
+        row,
+        torch.ones_like(row),
+        torch.tensor([[0, 1, 2, 3, 2, 3, 0, 1, 2]], device=device),
+        torch.tensor([1, 2, 1, 4, 6, 7], device=device),
         targets,
-        temperature=1.0,
-        chunk=4,
+        head,
+        segments,
     )
-    return together, apart
+    rows = torch.tensor([[2, 3, 1, 2], [2, 3, 3, 1], [4, 2, 1, 0]], device=device)
+    apart = token_scores(
+        model,
+        rows,
+        torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0]], device=device),
+        torch.arange(4, device=device).expand(3, 4),
+        torch.tensor([1, 2, 5, 6, 8, 9], device=device),
+        targets,
+        head,
+    )
+    return together.logp, apart.logp

@@ -16,8 +16,11 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from node.algorithms import ForeignConfig, ForeignGateConfig, LearnerConfig, ObjectiveConfig
-from node.engine.logprobs import TokenLogprobs
-from node.engine.packing import packing_for
+from node.engine.budget import TokenBudget, out_of_memory
+from node.engine.head import Head, Scores
+from node.engine.logprobs import TokenScores
+from node.engine.packing import share_rows
+from node.engine.passes import Passes
 from node.engine.team import Alone, Team
 from node.rl.batch import MicroBatch, pack
 from node.rl.gate import ForeignGate
@@ -83,8 +86,9 @@ class Updates:
         self.model = model.eval()  # dropout would be a difference to the sampler that no update made
         self.rules = rules
         self._team = team or Alone()
-        self._logprobs = TokenLogprobs(model)
-        self._packing = packing_for(model) if rules.learner.packing else None
+        self._scores = TokenScores(model)
+        self._shares_rows = rules.learner.packing and share_rows(model)
+        self._budget = TokenBudget(rules.learner.tokens_per_micro_batch)
         self._gate = ForeignGate(rules.foreign_gate)
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         """By name; tied ones once."""
@@ -95,33 +99,17 @@ class Updates:
 
     def packed(self, share: Share) -> list[MicroBatch]:
         """On the CPU; reads no weights, so that it may be done while a step is under way."""
-        return pack(share.rows, self.rules.learner.tokens_per_micro_batch, self._packing)
+        return pack(share.rows, self._budget.tokens, share=self._shares_rows)
 
     def update(self, share: Share, packed: Sequence[MicroBatch], version: PolicyVersion) -> Updated:
         """`packed`: what `packed` made of the share. `version`: of the policy, before the step."""
-        rules, learner = self.rules, self.rules.learner
-        micro_batches = [micro.to(self.model.device) for micro in packed]
-        # log pi_prox of each micro-batch: the policy before the first update, known from that update's own forward pass
-        proximal: list[torch.Tensor | None] = [None] * len(micro_batches)
-        metrics: dict[str, float] = {}
-        changed = False
+        learner = self.rules.learner
         if reincarnates(learner, version):
             self.optimizer.state.clear()
-        self._gate.open()
+        batch = Passes(packed, self.model.device)
+        metrics, changed = dict[str, float](), False
         for _ in range(learner.updates_per_batch):
-            sums = []
-            limit = self._limit(micro_batches)
-            for i, micro in enumerate(micro_batches):
-                logp = self._of(micro)
-                if proximal[i] is None:
-                    micro = micro_batches[i] = self._gate.apply(micro, logp)
-                loss, parts = micro_batch_loss(
-                    micro, logp, proximal[i], rules.objective, rules.foreign, learner, share.denominators, limit
-                )
-                loss.backward()
-                sums.append(parts)
-                if proximal[i] is None:
-                    proximal[i] = logp.detach()
+            sums = self._gradient(share, batch)
             norm = self._clipped_norm()
             metrics = finish_metrics(self._everybodys(sums))
             lr = learning_rate(learner, version, share.staleness, metrics.get("sequence_ess_share", 1.0))
@@ -131,9 +119,10 @@ class Updates:
             if math.isfinite(norm):
                 self.optimizer.step()
                 changed = True
-            self.optimizer.zero_grad(set_to_none=True)  # between two steps their memory is the engine's
+            self._forget()
         metrics |= self._gate.close(self._team.all) | {"skipped_update": float(not changed)}
-        taught = lessons(micro_batches, share.scale) if changed else {}
+        metrics["tokens_per_micro_batch"] = float(self._budget.tokens)
+        taught = lessons(batch.micro_batches, share.scale) if changed else {}
         return Updated(changed=changed, metrics=metrics, lessons=taught)
 
     def probed(self, probe: np.ndarray) -> np.ndarray:
@@ -141,37 +130,79 @@ class Updates:
         ids = torch.from_numpy(probe.astype(np.int64)).to(self.model.device)
         positions = torch.arange(len(ids), device=ids.device)
         with torch.no_grad(), self._precision():
-            logprobs = self._logprobs(
-                ids[None],
-                torch.ones_like(ids[None]),
-                positions[None],
-                positions[:-1],
-                ids[1:],
-                temperature=1.0,
-                chunk=self.rules.learner.logit_chunk,
+            scores = self._scores(
+                ids[None], torch.ones_like(ids[None]), positions[None], positions[:-1], ids[1:], self._head(1.0)
             )
-        return logprobs.cpu().numpy()
+        return scores.logp.cpu().numpy()
+
+    def _gradient(self, share: Share, batch: Passes) -> list[LossSums]:
+        """Adds the batch's gradient to the parameters. Where memory is short: again, in smaller micro-batches."""
+        while True:
+            try:
+                return self._passed(share, batch)
+            except RuntimeError as error:
+                # Several devices compute in step: one that begins again would leave the others waiting.
+                if not out_of_memory(error) or not isinstance(self._team, Alone):
+                    raise
+                if not self._budget.halve(max(map(len, share.rows))):
+                    raise
+            self._forget()
+            batch.cut_anew(self.packed(share))
+
+    def _passed(self, share: Share, batch: Passes) -> list[LossSums]:
+        rules, sums = self.rules, list[LossSums]()
+        if batch.first:
+            self._gate.open()
+        limit = self._limit(batch.micro_batches)
+        for i, micro in enumerate(batch.micro_batches):
+            scores = self._of(micro)
+            proximal = batch.proximal(micro)
+            if batch.first:
+                micro = batch.micro_batches[i] = self._gate.apply(micro, scores.logp)
+            loss, parts = micro_batch_loss(
+                micro,
+                scores.logp,
+                proximal,
+                rules.objective,
+                rules.foreign,
+                rules.learner,
+                share.denominators,
+                limit,
+                scores.entropy,
+            )
+            loss.backward()
+            sums.append(parts)
+            if batch.first and rules.learner.updates_per_batch > 1:
+                batch.remember(micro, scores.logp.detach())
+        batch.first = False
+        return sums
+
+    def _forget(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)  # between two steps their memory is the engine's
 
     def _limit(self, micro_batches: Sequence[MicroBatch]) -> float | None:
         """`batch_limit` of all micro-batches. A batch of one finds it out by itself, which spares a forward pass."""
         if type(self.rules.objective) not in LIMITS or (isinstance(self._team, Alone) and len(micro_batches) == 1):
             return None
         with torch.no_grad():
-            logps = [self._of(micro) for micro in micro_batches]
+            logps = [self._of(micro).logp for micro in micro_batches]
         return batch_limit(micro_batches, logps, self.rules.objective, self._team.all)
 
-    def _of(self, micro: MicroBatch) -> torch.Tensor:
-        """float32 [N]."""
+    def _of(self, micro: MicroBatch) -> Scores:
         with self._precision():
-            return self._logprobs(
+            return self._scores(
                 micro.input_ids,
                 micro.attention_mask,
                 micro.position_ids,
                 micro.action_index,
                 micro.targets,
-                self.rules.temperature,
-                self.rules.learner.logit_chunk,
+                self._head(self.rules.temperature),
+                micro.segments,
             )
+
+    def _head(self, temperature: float) -> Head:
+        learner = self.rules.learner
+        return Head(temperature=temperature, chunk=learner.logit_chunk, fp32=learner.fp32_head)
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.rules.autocast)

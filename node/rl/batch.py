@@ -1,5 +1,6 @@
-"""From rollouts to padded micro-batches. Shapes: R rollouts in S rows of one micro-batch, T tokens in the longest row,
-N action tokens in all."""
+"""From rollouts to micro-batches. Shapes: R rollouts in S rows of one micro-batch, T tokens in a row, N action tokens
+in all. Packed, it is one row of everything (S = 1), without padding; else a row for each rollout, padded on the right.
+"""
 
 from __future__ import annotations
 
@@ -10,28 +11,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from node.rl.packing import Packing, PromptSequence, Row, packed, sequences, unpacked
+from node.rl.packing import PromptSequence, packed, padded, sequences
 from node.rl.samples import TokenRow
+from node.rl.segments import Segments
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MicroBatch:
-    """Rows of one forward pass, padded on the right, and where their action tokens are.
+    """Tokens of one forward pass, and where the actions are.
 
-    A prompt [7, 8] with the continuations [5, 6, eos] and [9, eos] in one row of a batch with T = 8:
+    A prompt [7, 8] with the continuations [5, 6, eos] and [9, eos], packed:
 
-        input_ids      7 8 5 6 eos 9 eos 0
-        position_ids   0 1 2 3 4   2 3   7
-        action_index     1 2 3     1 5       the position before each action: its logits predict the action
-        targets          5 6 eos   9 eos     (in the order of the rollouts)
+        input_ids      7 8 5 6 eos 9 eos
+        position_ids   0 1 2 3 4   2 3
+        segments       7 8 | 5 6 eos | 9 eos     (node.rl.segments)
+        action_index     1 2 3     1 5           the position before each action: its logits predict the action
+        targets          5 6 eos   9 eos         (in the order of the rollouts)
     """
 
     input_ids: Tensor
     """int64 [S, T], 0 where padded."""
     attention_mask: Tensor
-    """int64 [S, T], 1 where there is a token; or, where a row has several rollouts, bool [S, 1, T, T]: what it sees."""
+    """int64 [S, T], 1 where there is a token."""
     position_ids: Tensor
     """int64 [S, T]."""
+    segments: Segments | None
+    """What the tokens of the only row see; None where every rollout has a row of its own."""
     action_index: Tensor
     """int64 [N], into the flattened [S * T]: the positions whose next token is an action."""
     targets: Tensor
@@ -57,35 +62,82 @@ class MicroBatch:
         return replace(self, **{name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)})
 
 
-def pack(rows: Sequence[TokenRow], tokens_per_micro_batch: int, packing: Packing | None = None) -> list[MicroBatch]:
+def pack(rows: Sequence[TokenRow], tokens_per_micro_batch: int, *, share: bool = False) -> list[MicroBatch]:
     """Every row once, the longest sequences first (what does not fit into memory fails at once), at most
-    `tokens_per_micro_batch` padded tokens each; a rollout longer than that has a micro-batch of its own. Deterministic.
+    `tokens_per_micro_batch` tokens each, with padding; a rollout longer than that has a micro-batch of its own.
+    Deterministic.
 
-    Without `packing` every rollout has a row of its own. Raises ValueError for a rollout without prompt.
+    With `share` rollouts share rows, and those of a prompt share it (`node.rl.packing`). Raises ValueError for a
+    rollout without prompt.
     """
     if any(len(row.prompt_ids) == 0 for row in rows):
         raise ValueError("a row without prompt: nothing predicts its first token")
-    if packing is None:
-        ordered = sorted((PromptSequence((row,)) for row in rows), key=len, reverse=True)
-        return [_micro_batch(part) for part in unpacked(ordered, tokens_per_micro_batch)]
-    ordered = sorted(sequences(rows, tokens_per_micro_batch, packing), key=len, reverse=True)
-    return [_micro_batch(part) for part in packed(ordered, tokens_per_micro_batch, packing)]
+    if not share:
+        ordered = sorted(rows, key=len, reverse=True)
+        return [_padded(part) for part in padded(ordered, tokens_per_micro_batch)]
+    by_length = sorted(sequences(rows, tokens_per_micro_batch), key=len, reverse=True)
+    return [_packed(part) for part in packed(by_length, tokens_per_micro_batch)]
 
 
-def _micro_batch(parts: Sequence[Row]) -> MicroBatch:
-    width = max(sum(map(len, part)) for part in parts)
-    layouts = [_Layout.of(part, width) for part in parts]
-    rows = tuple(row for part in parts for sequence in part for row in sequence.rows)
+def _padded(rows: Sequence[TokenRow]) -> MicroBatch:
+    shape = len(rows), max(map(len, rows))
+    ids, mask = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    before = list[np.ndarray]()
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = np.concatenate([row.prompt_ids, row.response_ids])
+        mask[number, : len(row)] = 1
+        before.append(number * shape[1] + np.arange(len(row.prompt_ids) - 1, len(row) - 1))
+    return _micro_batch(rows, ids, mask, np.broadcast_to(np.arange(shape[1]), shape).copy(), before, None)
+
+
+def _packed(parts: Sequence[PromptSequence]) -> MicroBatch:
+    """Every prompt, followed by its continuations."""
+    ids, positions, before = list[np.ndarray](), list[np.ndarray](), list[np.ndarray]()
+    segments = list[tuple[int, int, int]]()  # (length, keys before, where those begin)
+    start = 0
+    for part in parts:
+        prompt, prompt_start = part.rows[0].prompt_ids, start
+        segments.append((len(prompt), 0, start))
+        ids.append(prompt)
+        positions.append(np.arange(len(prompt)))
+        start += len(prompt)
+        for row in part.rows:
+            length = len(row.response_ids)
+            segments.append((length, len(prompt), prompt_start))
+            ids.append(row.response_ids)
+            positions.append(len(prompt) + np.arange(length))
+            before.append(np.concatenate([[prompt_start + len(prompt) - 1], np.arange(start, start + length - 1)]))
+            start += length
+    lengths, keys_before, prompts = np.array(segments, dtype=np.int64).T
+    row_ids = np.concatenate(ids)[None].astype(np.int64)
+    return _micro_batch(
+        [row for part in parts for row in part.rows],
+        row_ids,
+        np.ones_like(row_ids),
+        np.concatenate(positions)[None],
+        before,
+        Segments(lengths=lengths, before=keys_before, prompt=prompts),
+    )
+
+
+def _micro_batch(
+    rows: Sequence[TokenRow],
+    ids: np.ndarray,
+    mask: np.ndarray,
+    positions: np.ndarray,
+    before: Sequence[np.ndarray],
+    segments: Segments | None,
+) -> MicroBatch:
+    """`before`: of each rollout, where in the flattened rows the position before each of its actions is."""
     lengths = np.array([len(row.response_ids) for row in rows])
     behaviour = [np.zeros(len(row.response_ids)) if row.behaviour is None else row.behaviour for row in rows]
     guidance = [np.zeros(len(row.response_ids)) if row.guidance is None else row.guidance for row in rows]
     return MicroBatch(
-        input_ids=torch.from_numpy(np.stack([layout.ids for layout in layouts])),
-        attention_mask=_attention_mask(layouts),
-        position_ids=torch.from_numpy(np.stack([layout.positions for layout in layouts])),
-        action_index=torch.from_numpy(
-            np.concatenate([number * width + layout.before for number, layout in enumerate(layouts)])
-        ),
+        input_ids=torch.from_numpy(ids),
+        attention_mask=torch.from_numpy(mask),
+        position_ids=torch.from_numpy(positions),
+        segments=segments,
+        action_index=torch.from_numpy(np.concatenate(before)),
         targets=torch.from_numpy(np.concatenate([row.response_ids for row in rows]).astype(np.int64)),
         sample=torch.from_numpy(np.repeat(np.arange(len(rows)), lengths)),
         behaviour=torch.from_numpy(np.concatenate(behaviour).astype(np.float32)),
@@ -93,63 +145,5 @@ def _micro_batch(parts: Sequence[Row]) -> MicroBatch:
         guidance=torch.from_numpy(np.concatenate(guidance).astype(np.float32)),
         own=torch.tensor([row.own for row in rows]),
         lengths=torch.from_numpy(lengths),
-        rows=rows,
+        rows=tuple(rows),
     )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Layout:
-    """One row of a micro-batch, int64 [T] but for `before`."""
-
-    ids: np.ndarray
-    positions: np.ndarray
-    """Where each token stands in its rollout."""
-    prompt: np.ndarray
-    """Number of the sequence that it belongs to, from 0; -1 for padding."""
-    part: np.ndarray
-    """Number of the continuation that it belongs to, over the whole row, from 1; 0 in prompts and padding."""
-    before: np.ndarray
-    """int64 [actions]: the position before each."""
-
-    @classmethod
-    def of(cls, sequences: Row, width: int) -> _Layout:
-        layout = cls(
-            ids=np.zeros(width, dtype=np.int64),
-            positions=np.arange(width),
-            prompt=np.full(width, -1, dtype=np.int64),
-            part=np.zeros(width, dtype=np.int64),
-            before=np.zeros(sum(len(row.response_ids) for s in sequences for row in s.rows), dtype=np.int64),
-        )
-        start, number, action = 0, 0, 0
-        for index, sequence in enumerate(sequences):
-            prompt = sequence.rows[0].prompt_ids
-            layout.prompt[start : start + len(sequence)] = index
-            layout.ids[start : start + len(prompt)] = prompt
-            layout.positions[start : start + len(prompt)] = np.arange(len(prompt))
-            end_of_prompt = start + len(prompt) - 1
-            start += len(prompt)
-            for row in sequence.rows:
-                stop, number = start + len(row.response_ids), number + 1
-                layout.ids[start:stop], layout.part[start:stop] = row.response_ids, number
-                layout.positions[start:stop] = len(prompt) + np.arange(stop - start)
-                layout.before[action] = end_of_prompt
-                layout.before[action + 1 : action + stop - start] = np.arange(start, stop - 1)
-                start, action = stop, action + stop - start
-        return layout
-
-    @property
-    def plain(self) -> bool:
-        """One rollout: causal attention is all that it needs."""
-        return int(self.part.max()) == 1 and int(self.prompt.max()) == 0
-
-
-def _attention_mask(layouts: Sequence[_Layout]) -> Tensor:
-    """Padding sees itself: softmax over nothing is not a number."""
-    prompt = torch.from_numpy(np.stack([layout.prompt for layout in layouts]))
-    if all(layout.plain for layout in layouts):
-        return (prompt >= 0).long()
-    part = torch.from_numpy(np.stack([layout.part for layout in layouts]))
-    same_prompt = prompt[:, :, None] == prompt[:, None, :]
-    in_sight = (part[:, None, :] == 0) | (part[:, :, None] == part[:, None, :])
-    causal = torch.ones(prompt.shape[1], prompt.shape[1], dtype=torch.bool).tril()
-    return (same_prompt & in_sight & causal).unsqueeze(1)

@@ -40,8 +40,8 @@ class LossSums:
     own_rows: int
     vetoed_rows: int
     """By OPSM."""
-    nll: float
-    """-log pi of own actions; per token an estimate of the policy's entropy."""
+    entropy: float
+    """Of own actions' distributions."""
     weight: float
     weight_squared: float
     """Of rho."""
@@ -113,11 +113,13 @@ def micro_batch_loss(
     learner: LearnerConfig,
     denominators: Denominators,
     limit: float | None = None,
+    entropy: Tensor | None = None,
 ) -> tuple[Tensor, LossSums]:
     """Scalar loss (gradient through `logp`, float32 [N]) and what to report.
 
     `proximal` [N] is log pi at the start of the step; None in the step's first update, where it is `logp` itself.
-    `limit` is `batch_limit`'s. The losses of a batch's micro-batches add up to the batch's.
+    `limit` is `batch_limit`'s. `entropy` [N] is reported only; without it, -log pi is taken for an estimate of it. The
+    losses of a batch's micro-batches add up to the batch's.
     """
     anchor = logp.detach() if proximal is None else proximal.detach()
     own_tokens = micro.own[micro.sample]
@@ -128,7 +130,8 @@ def micro_batch_loss(
     ratios = _foreign_ratios(micro, logp, foreign)
     foreign_loss = FOREIGN[type(foreign)].token_loss(peers, ratios, foreign, denominators)
     loss = own_loss.per_token.sum() + foreign_loss.per_token.sum()
-    return loss, _sums(micro, loss, own, own_loss, keep, foreign_loss, ratios.sequence)
+    own_entropy = (-logp if entropy is None else entropy).detach()[own_tokens]
+    return loss, _sums(micro, loss, own, own_loss, own_entropy, keep, foreign_loss, ratios.sequence)
 
 
 def finish_metrics(sums: Sequence[LossSums]) -> dict[str, float]:
@@ -151,7 +154,7 @@ def finish_metrics(sums: Sequence[LossSums]) -> dict[str, float]:
             "sequence_ess_share": effective_sample_share(
                 float(weight.sum()), float(np.square(weight).sum()), total.own_rows
             ),
-            "entropy": total.nll / total.own_tokens,
+            "entropy": total.entropy / total.own_tokens,
         }
     if total.foreign_tokens:
         metrics |= {
@@ -197,6 +200,7 @@ def _sums(
     loss: Tensor,
     own: TokenBatch,
     own_loss: TokenLoss,
+    own_entropy: Tensor,
     keep: Tensor,
     foreign_loss: TokenLoss,
     ratios: Tensor,
@@ -211,7 +215,7 @@ def _sums(
             (~own_loss.kept).sum(),
             micro.own.sum(),
             (~keep).sum(),
-            -own.logp.detach().double().sum(),
+            own_entropy.double().sum(),
             rho.sum(),
             rho.square().sum(),
             (~foreign_loss.kept).sum(),
@@ -225,7 +229,7 @@ def _sums(
         own_dropped_tokens=int(numbers[1]),
         own_rows=int(numbers[2]),
         vetoed_rows=int(numbers[3]),
-        nll=numbers[4],
+        entropy=numbers[4],
         weight=numbers[5],
         weight_squared=numbers[6],
         foreign_tokens=len(foreign_loss.kept),

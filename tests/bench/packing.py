@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from node.engine.logprobs import action_logprobs
-from node.engine.packing import packing_for
+from node.engine.head import Head
+from node.engine.logprobs import token_scores
+from node.engine.packing import share_rows
 from node.rl.batch import MicroBatch, pack
 from node.rl.samples import TokenRow
 from swarm.types import PeerId
@@ -51,13 +52,13 @@ def main() -> None:
         head_dim=options.hidden // 4,
     )
     model = Qwen3ForCausalLM(config).eval()
-    packing = packing_for(model)
+    assert share_rows(model)
     least, most = map(int, options.response.split("-"))
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, one thread, {packing}")
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, one thread")
     print("group  tokens  padded: separate  packed   s: separate  packed  ratio (of each round)")
     for size in (8, 4, 2, 1):
         rows = made_up(options.rollouts, size, options.prompt, least, most)
-        ways = [pack(rows, options.budget), pack(rows, options.budget, packing)]
+        ways = [pack(rows, options.budget), pack(rows, options.budget, share=True)]
         times = [[seconds(model, micros) for micros in ways] for _ in range(ROUNDS + 1)][1:]
         padded = [sum(micro.input_ids.numel() for micro in micros) for micros in ways]
         ratios = [separate / packed for separate, packed in times]
@@ -99,16 +100,8 @@ def seconds(model: Qwen3ForCausalLM, micros: Sequence[MicroBatch]) -> float:
     started = time.process_time()
     model.zero_grad()
     for micro in micros:
-        logp = action_logprobs(
-            model,
-            micro.input_ids,
-            micro.attention_mask,
-            micro.position_ids,
-            micro.action_index,
-            micro.targets,
-            temperature=1.0,
-            chunk=CHUNK,
-        )
+        inputs = micro.input_ids, micro.attention_mask, micro.position_ids, micro.action_index, micro.targets
+        logp = token_scores(model, *inputs, Head(temperature=1.0, chunk=CHUNK), micro.segments).logp
         logp.sum().backward()
     return time.process_time() - started
 
