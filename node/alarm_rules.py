@@ -166,6 +166,3 @@ RULES: tuple[Rule, ...] = (
         "stale means slow or wrong clocks, the others mean peers that are broken, hostile or of another version",
     ),
 )
-
-#: Those that are compared with their own start.
-RELATIVE = frozenset(rule.metric for rule in RULES if rule.signal is relative)

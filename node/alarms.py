@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from node.alarm_rules import RELATIVE, RULES, Rule, relative
-from node.config import AlarmsConfig
+from node.alarm_rules import RULES, Rule, relative
+from node.config import WatchConfig
 from node.rl.average import Average
 from swarm.errors import CheckpointError
 
@@ -45,13 +45,20 @@ class Changes(NamedTuple):
 class Alarms:
     """Watches one node's metrics. A threshold of 0 switches its rule off."""
 
-    def __init__(self, config: AlarmsConfig, state: Mapping[str, Sequence[float]] | None = None) -> None:
-        """`state`: what another node's `state` gave. Raises CheckpointError for a start that is none."""
+    def __init__(
+        self,
+        config: WatchConfig,
+        state: Mapping[str, Sequence[float]] | None = None,
+        rules: Sequence[Rule] = RULES,
+    ) -> None:
+        """`config` has a threshold for each of `rules`. `state`: what another node's `state` gave. Raises
+        CheckpointError for a start that is none."""
         self._config = config
         thresholds = config.model_dump()
-        self._rules = [(rule, float(thresholds[rule.name])) for rule in RULES if thresholds[rule.name]]
+        self._rules = [(rule, float(thresholds[rule.name])) for rule in rules if thresholds[rule.name]]
+        self._relative = frozenset(rule.metric for rule in rules if rule.signal is relative)
         self._averages: dict[str, Average] = {}
-        self._starts = {name: _start(name, start) for name, start in (state or {}).items() if name in RELATIVE}
+        self._starts = {name: _start(name, start) for name, start in (state or {}).items() if name in self._relative}
         self._held: Counter[str] = Counter()
         self._active: dict[str, Alarm] = {}
 
@@ -59,6 +66,17 @@ class Alarms:
     def active(self) -> list[Alarm]:
         """The oldest first."""
         return list(self._active.values())
+
+    @property
+    def beyond(self) -> set[str]:
+        """Rules that are beyond their threshold, be it for a step."""
+        return {name for name, steps in self._held.items() if steps}
+
+    def forget(self) -> None:
+        """Begins anew, but for what metrics were at the start: what they were lately is of a policy that is no more."""
+        self._averages.clear()
+        self._held.clear()
+        self._active.clear()
 
     def observe(self, step: int, metrics: Mapping[str, float]) -> Changes:
         """The node's step number `step` was made: which alarms it lets begin and end."""
@@ -75,7 +93,7 @@ class Alarms:
     def gauges(self) -> dict[str, float]:
         """For the step's metrics: how many alarms are up, and the averages that have no other home."""
         gauges = {"alarms_active": float(len(self._active))}
-        for name in sorted(RELATIVE & self._averages.keys()):
+        for name in sorted(self._relative & self._averages.keys()):
             if math.isfinite(value := relative(self._averages[name], self._start_of(name))):
                 gauges[f"{name}_relative"] = value
         if average := self._averages.get("calibration"):
@@ -90,7 +108,7 @@ class Alarms:
 
     def _take(self, name: str, value: float) -> None:
         average = self._averages.get(name, Average())
-        if name in RELATIVE:
+        if name in self._relative:
             start = self._starts.get(name, Average())
             if start.weight < self._config.start:
                 self._starts[name] = start.observe(value, 1.0)

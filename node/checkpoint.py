@@ -20,7 +20,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,8 +89,10 @@ class CheckpointStore:
         write_model: Callable[[Path], None],
         tensors: Mapping[str, torch.Tensor],
         state: Mapping[str, Any],
+        spare: Collection[int] = (),
     ) -> Path:
-        """Writes a checkpoint, then removes all but the newest `keep`. Blocks: for a thread, not for the event loop.
+        """Writes a checkpoint, then removes all but the newest `keep` and those of the steps `spare`. Blocks: for a
+        thread, not for the event loop.
 
         `write_model` gets an empty directory to fill. `state` must survive JSON: string keys, lists, finite numbers.
         None of it may change until this returns. Raises CheckpointError naming the path and the reason (a full disk,
@@ -106,7 +108,7 @@ class CheckpointStore:
             (aside / STATE).write_text(_to_json(state, step))
             _seal(aside, step)
             self._put(aside, final)
-            self._prune(step)
+            self._prune(step, spare)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(aside, ignore_errors=True)
             raise CheckpointError(f"checkpoint {final} cannot be written: {error}") from error
@@ -154,9 +156,26 @@ class CheckpointStore:
         if superseded.exists():
             shutil.rmtree(superseded)
 
-    def _prune(self, newest: int) -> None:
+    def at(self, step: int) -> Checkpoint | None:
+        """That of `step`; None if there is none, or it is damaged. Raises as `latest`."""
+        for path in [path for found, path in reversed(self._found()) if found == step]:
+            try:
+                return _verified(path, step)
+            except _Damage as damage:
+                log.warning("checkpoint %s is skipped: %s", path, damage)
+        return None
+
+    def drop(self, steps: Collection[int]) -> None:
+        """Those of these steps go. Raises CheckpointError."""
+        try:
+            for path in [path for step, path in self._found() if step in steps]:
+                shutil.rmtree(path)
+        except OSError as error:
+            raise CheckpointError(f"a checkpoint in {self.directory} cannot be removed: {error}") from error
+
+    def _prune(self, newest: int, spare: Collection[int]) -> None:
         found = self._found()
-        for path in [path for step, path in found if step <= newest][: -self.keep]:
+        for path in [path for step, path in found if step <= newest and step not in spare][: -self.keep]:
             shutil.rmtree(path)
         for path in [path for step, path in found if step > newest]:
             damaged = path.with_name(f"{path.name}.damaged")

@@ -290,8 +290,8 @@ class EvalConfig(Table):
     tasks_per_family: PositiveInt = 32
 
 
-class AlarmsConfig(Table):
-    """When the node says that learning goes wrong (node/alarms.py). A threshold of 0 switches that alarm off."""
+class WatchConfig(Table):
+    """How metrics are watched (node/alarms.py)."""
 
     window: PositiveInt = 20
     """Steps that a moving average goes back."""
@@ -301,6 +301,11 @@ class AlarmsConfig(Table):
     """The first so many steps of a node's life are what "relative" is relative to."""
     clearance: Fraction = 0.2
     """An alarm ends when the value is back by this share of the threshold."""
+
+
+class AlarmsConfig(WatchConfig):
+    """When the node says that learning goes wrong. A threshold of 0 switches that alarm off."""
+
     log_rho_mean: NonNegativeFloat = 0.2
     """Above: mean |log rho| of own tokens, in nats (ours; at most 0.13 in 41 runs of the demo)."""
     log_rho_p99: NonNegativeFloat = 3.0
@@ -333,6 +338,34 @@ class AlarmsConfig(Table):
     """Below: how likely peers' texts are to us relative to them, s per 4 bytes (ours; at least 0.58 in those runs)."""
     refused_share: Fraction = 0.5
     """Above: peers' groups that are refused (ours)."""
+
+
+class DivergenceConfig(WatchConfig):
+    """When the node goes back to its last good checkpoint, and how it goes on (node/divergence.py). A threshold of 0
+    switches that rule off. None was reached in any run that went well (docs/operations.md)."""
+
+    skipped_steps: NonNegativeInt = 5
+    """In a row whose loss or gradient was not finite."""
+    log_rho_mean: NonNegativeFloat = 1.0
+    """Above: mean |log rho| of own tokens, in nats."""
+    entropy_low: Fraction = 0.01
+    """Below, relative: entropy."""
+    entropy_high: NonNegativeFloat = 8.0
+    """Above, relative: entropy."""
+    grad_norm: NonNegativeFloat = 40.0
+    """Above, relative: norm of the gradient before it is clipped."""
+    reward_fall: Fraction = 0.6
+    """Above: how far the own reward's average is below its best, relative to it, noise taken off."""
+    lr_factor: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """The learning rate is multiplied by this each time that the node goes back."""
+    lr_floor: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """It does not get lower than this share of learner.lr."""
+    recovery_steps: PositiveInt = 200
+    """Good steps in a row after which the rate is raised by one such factor again; when it is whole and as many more
+    have gone well, what was is forgotten."""
+    rollbacks: NonNegativeInt = 3
+    """Times that the node goes back before it stops learning, unless they are forgotten in between. 0: it stops the
+    first time."""
 
 
 class NodeConfig(Table):
@@ -369,3 +402,4 @@ class NodeConfig(Table):
     rpc: RpcConfig = RpcConfig()
     eval: EvalConfig = EvalConfig()
     alarms: AlarmsConfig = AlarmsConfig()
+    divergence: DivergenceConfig = DivergenceConfig()

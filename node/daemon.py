@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from functools import partial
 
 import uvloop
 
@@ -150,6 +151,7 @@ async def _open_mind(
         metrics_log=metrics_log,
         credit=standing.credit,
         appetite=Appetite(config.pool.foreign_groups),
+        reload=partial(load_policy, config.policy.model_copy(update={"device": "cpu"})),
     )
     mind = Mind(
         policy=policy, progress=progress, trainer=trainer, generator=generator, learning=learning, running=running

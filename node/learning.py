@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from node.algorithms import ForeignConfig
 from node.appetite import Appetite
 from node.checkpoint import CheckpointStore
 from node.config import CheckpointConfig
+from node.divergence import GoBack
 from node.engine.base import StepReport, Weights
 from node.engine.policy import Policy
 from node.engine.trainer import PolicyTrainer
@@ -30,10 +31,17 @@ from node.pool import RolloutPool
 from node.progress import Progress
 from node.rl.foreign import FOREIGN
 from node.rl.lessons import credits
+from node.way_back import Reload, go_back
+from swarm.errors import CheckpointError
+from swarm.net.standing import Standing
 from swarm.types import PeerId, Task
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+
+HOLDER = "divergence"
+POISONED = Standing.TRUSTED
+"""Trust that a peer loses for a step that its groups made impossible. Who has none to lose is struck for it."""
 
 
 class Learning:
@@ -50,8 +58,10 @@ class Learning:
         metrics_log: MetricsLog,
         credit: Callable[[PeerId, float], None],
         appetite: Appetite,
+        reload: Reload | None = None,
     ) -> None:
-        """`credit` is told what a step was worth to whom (`node.rl.lessons.credits`)."""
+        """`credit` is told what a step was worth to whom (`node.rl.lessons.credits`). Without `reload`, the node goes
+        back to no earlier checkpoint, whatever happens."""
         self._policy = policy
         self._trainer = trainer
         self._progress = progress
@@ -62,6 +72,8 @@ class Learning:
         self._metrics_log = metrics_log
         self._credit = credit
         self.appetite = appetite
+        self._reload = reload
+        self._trainer.lr_scale = progress.divergence.lr_scale
         self._last_step = asyncio.get_running_loop().time()
         self._between_steps = asyncio.Lock()
         self._saving = asyncio.Lock()
@@ -94,7 +106,7 @@ class Learning:
         def demand(experience: Experience, present: float) -> float:
             return rule.demand(experience, present, self._foreign)
 
-        return await pool.draw(version, asyncio.get_running_loop().time, value, demand)
+        return await pool.draw(version, asyncio.get_running_loop().time, value, demand, since=self._progress.line_began)
 
     async def step(self, batch: Sequence[Experience]) -> None:
         """One step, and what it leaves behind. Cancelled, it first comes to its end."""
@@ -113,9 +125,46 @@ class Learning:
             self._credit(origin, use)
         if report.metrics.get("skipped_update"):
             ledger.warn("a step changed nothing: its gradient was not finite (skipped_update in metrics.jsonl)")
+            self._blame(report.culprits)
         self._record(report, batch)
+        if self._reload and (order := self._progress.divergence.observe(self.steps, report.metrics)):
+            await self._go_back(order, self._reload)
+        self._trainer.lr_scale = self._progress.divergence.lr_scale
         stepped, self._stepped = self._stepped, asyncio.Event()
         stepped.set()
+
+    def _blame(self, culprits: Collection[PeerId]) -> None:
+        """Whose groups made a step come to nothing."""
+        self._progress.ledger.counters["poisoned_steps"] += bool(culprits)
+        for origin in culprits:
+            self._credit(origin, -POISONED)
+            log.warning("groups of %s have no finite gradient: the step was dropped for it", origin)
+
+    async def _go_back(self, order: GoBack, reload: Reload) -> None:
+        ledger, given_up = self._progress.ledger, self.steps
+        async with self._between_steps:
+            step = await go_back(order, self._store, self._trainer, self._progress, reload)
+        place = f"the checkpoint of step {step}" if step is not None else "where it began"
+        text = (
+            f"step {given_up}: {order.why}: the policy is that of {place} again, with {order.lr_scale:.3g} of the rate"
+        )
+        log.error(text)
+        ledger.warn(text)
+        ledger.counters["rollbacks"] += 1
+        if order.stop:
+            why = f"learning has stopped: after {order.rollbacks} roll-backs it came apart once more ({order.why})"
+            log.error(why)
+            self._running.hold(HOLDER, f"{why}: look at learner.lr and the tasks, then resume")
+        try:
+            await self.checkpoint()  # or a restart would go on from what was given up
+            await asyncio.to_thread(self._store.drop, range(0 if step is None else step + 1, given_up))
+        except CheckpointError as error:
+            ledger.warn(f"after going back: {error}")
+
+    def resume(self) -> None:
+        """An operator has had a look and wants a node that stopped learning to go on."""
+        self._progress.divergence.forgive()
+        self._running.release(HOLDER)
 
     def _record(self, report: StepReport, batch: Sequence[Experience]) -> None:
         now = asyncio.get_running_loop().time()
@@ -124,7 +173,7 @@ class Learning:
         self._last_step = now
         self.appetite.stepped(batch, seconds)
         metrics = report.metrics | {"tokens_per_s": rate} | self._progress.ledger.take_refused_share()
-        report = replace(report, metrics=metrics | self._alarmed(metrics))
+        report = replace(report, metrics=metrics | self._alarmed(metrics) | self._progress.divergence.gauges())
         self._progress.ledger.step(self.steps, report)
         names = " ".join(alarm.name for alarm in self._progress.ledger.alarms)
         record = {"step": self.steps, "version": report.version, "time": time.time(), "alarms": names}
@@ -161,10 +210,12 @@ class Learning:
             step, state = self.steps, self._progress.freeze()
             tensors |= self._progress.tensors()
             self._saved_at = step
+            spare = self._progress.divergence.kept
 
         def write(directory: Path) -> None:
             self._policy.save(directory, weights)
 
-        path = await asyncio.to_thread(lambda: self._store.save(step, write, tensors, state()))
+        path = await asyncio.to_thread(lambda: self._store.save(step, write, tensors, state(), spare))
+        self._progress.divergence.saved(step)
         self._progress.ledger.counters["checkpoints"] += 1
         return path

@@ -45,6 +45,8 @@ COUNTERS: Mapping[str, str] = {
     "refused_prompts": "prompts that the engine had no room for",
     "network_restarts": "times that the network stack was started again",
     "alarms": "alarms that began (node/alarms.py)",
+    "poisoned_steps": "steps that came to nothing because of some peers' groups",
+    "rollbacks": "times that the policy went back to an earlier checkpoint (node/divergence.py)",
 }
 
 OTHER = PeerId("other")

@@ -170,6 +170,7 @@ class RunningNode:
 
     def resume(self) -> None:
         self.running.release("operator")
+        self.learning.resume()
 
     async def checkpoint(self) -> tuple[str, int]:
         path = await self.learning.checkpoint()

@@ -88,14 +88,20 @@ class RolloutPool:
         self._foreign.append(experience)
 
     async def draw(
-        self, version: PolicyVersion, clock: Callable[[], float], value: Callable[[Task], float], demand: Demand
+        self,
+        version: PolicyVersion,
+        clock: Callable[[], float],
+        value: Callable[[Task], float],
+        demand: Demand,
+        since: PolicyVersion = PolicyVersion(0),  # noqa: B008
     ) -> list[Experience]:
         """I own groups, oldest first, and up to J foreign ones (`config.share`); each group is handed out once.
 
         Waits for own groups only; `clock` (monotonic seconds) is read afterwards. `version` is ours; `value` is the
-        tracker's, read again for foreign groups because we may have learned since they arrived.
+        tracker's, read again for foreign groups because we may have learned since they arrived. Own groups of versions
+        before `since` are stale however few versions ago that is: those were given up.
         """
-        own = [await self._next_fresh(version) for _ in range(self._config.own_groups)]
+        own = [await self._next_fresh(version, since) for _ in range(self._config.own_groups)]
         self._drop_stale(version, clock())
         wanted = self._wanted(value, demand)
         groups = self._share.groups(version, own, self._first(wanted, self._config.foreign_groups))
@@ -103,8 +109,9 @@ class RolloutPool:
         self._foreign.remove({experience.id for experience in foreign})
         return own + foreign
 
-    async def _next_fresh(self, version: PolicyVersion) -> Experience:
-        while version - (experience := await self._own.get()).version > self._config.max_lag:
+    async def _next_fresh(self, version: PolicyVersion, since: PolicyVersion) -> Experience:
+        oldest = max(version - self._config.max_lag, since)
+        while (experience := await self._own.get()).version < oldest:
             self._counters["stale_groups"] += 1
         return experience
 

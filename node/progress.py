@@ -15,10 +15,11 @@ import torch
 from node.alarms import Alarms
 from node.checkpoint import Checkpoint
 from node.config import NodeConfig
+from node.divergence import Divergence
 from node.engine.policy import Policy
 from node.ledger import Ledger
 from node.rl.sampler import TaskSampler
-from node.rl.tracker import ValueTracker
+from node.rl.tracker import State, ValueTracker
 from swarm.tasks.base import SourceInfo
 from swarm.types import PolicyVersion
 
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 #: Of the tokens' generator, among a checkpoint's tensors.
 SAMPLING_RNG = "rng/sampling"
-NOTHING_TRACKED: dict[str, list[list[object]]] = {"sources": [], "cells": [], "prompts": []}
+NOTHING_TRACKED: State = {"sources": [], "cells": [], "prompts": []}
 
 
 class Progress:
@@ -46,6 +47,10 @@ class Progress:
         self.sampler = TaskSampler(sources, weights, self.tracker, config.sampler, config.seed)
         self.ledger = Ledger()
         self.alarms = Alarms(config.alarms, state.get("alarms", {}))
+        resumed = checkpoint.step if checkpoint else None
+        self.divergence = Divergence(config.divergence, state.get("divergence", {}), resumed)
+        self.line_began = PolicyVersion(0)
+        """The versions before it were given up, when the policy went back to an earlier one."""
         self.sampling_rng = torch.Generator(policy.model.device).manual_seed(config.seed)
         """Of the tokens."""
         self.drawing_rng = random.Random(config.seed)
@@ -66,9 +71,16 @@ class Progress:
             "sampler": self.sampler.state(),
             "counters": dict(self.ledger.counters),
             "alarms": self.alarms.state(),
+            "divergence": self.divergence.state(),
             "drawing_rng": self.drawing_rng.getstate(),
         }
         return lambda: state | {"tracker": tracker()}
+
+    def go_back(self, tracker: State, then: PolicyVersion, now: PolicyVersion) -> None:
+        """The policy of version `then` goes on as version `now`, with what the `tracker` knew."""
+        self.tracker.go_back(tracker, then, now)
+        self.alarms.forget()
+        self.version = self.ledger.policy_version = self.line_began = now
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return {SAMPLING_RNG: self.sampling_rng.get_state()}

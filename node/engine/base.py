@@ -124,3 +124,5 @@ class StepReport:
     metrics: dict[str, float] = field(default_factory=dict)
     lessons: Mapping[PeerId, Lesson] = field(default_factory=dict)
     """What peers' rollouts taught; empty where the step changed nothing."""
+    culprits: frozenset[PeerId] = frozenset()
+    """Peers whose rollouts are the reason that it changed nothing."""

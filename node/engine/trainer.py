@@ -52,6 +52,10 @@ class Learner(Protocol):
         """Puts what `optimizer_tensors` gave back. Raises CheckpointError."""
         ...
 
+    def replace(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Takes over what `tensors` gave at another time."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -77,6 +81,9 @@ class OneDevice:
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
         restore_optimizer(self.updates.optimizer, list(self.updates.trained), tensors)
+
+    def replace(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.updates.replace(tensors)
 
     def close(self) -> None: ...
 
@@ -121,6 +128,8 @@ class PolicyTrainer:
         self._probe = probe
         self._version = version
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="trainer")
+        self.lr_scale = 1.0
+        """What the configured learning rate is multiplied by."""
 
     @property
     def version(self) -> PolicyVersion:
@@ -152,6 +161,17 @@ class PolicyTrainer:
         """Puts the optimiser's state of a `snapshot` back. Raises CheckpointError when it is another policy's."""
         await self.call(lambda: self._learner.restore(optimizer))
 
+    async def replace(self, weights: Mapping[str, torch.Tensor], optimizer: Mapping[str, torch.Tensor]) -> None:
+        """Goes on with what a `snapshot` gave at another time, as another version: a generator takes no older one.
+        Raises CheckpointError when it is another policy's."""
+
+        def replace() -> None:
+            self._learner.restore(optimizer)
+            self._learner.replace(weights)
+            self._version = PolicyVersion(self._version + 1)
+
+        await self.call(replace)
+
     async def call(self, function: Callable[[], T]) -> T:
         """Runs `function` between two steps, in the trainer's thread; for whoever must see the weights at rest."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
@@ -171,18 +191,19 @@ class PolicyTrainer:
             version,
             self._max_length,
         )
-        return PreparedStep(plan=plan, step=self._learner.prepare(Share.of(plan)) if plan.rows else None)
+        return PreparedStep(plan=plan, step=self._learner.prepare(Share.of(plan, self.lr_scale)) if plan.rows else None)
 
     def _step(self, batch: Sequence[Experience]) -> StepReport:
         started = time.perf_counter()
         prepared = self._prepare(batch, self._version)
         metrics = dict(prepared.plan.metrics)
         taught: Mapping[PeerId, Lesson] = {}
+        culprits = frozenset[PeerId]()
         if prepared.step is not None:
             updated = prepared.step(self._version)
             self._version = PolicyVersion(self._version + updated.changed)
             metrics |= updated.metrics
-            taught = updated.lessons
+            taught, culprits = updated.lessons, updated.culprits
         seconds = time.perf_counter() - started
         metrics |= {"step_s": seconds, "learner_tokens_per_s": prepared.plan.denominators.tokens / seconds}
-        return StepReport(version=self._version, metrics=metrics, lessons=taught)
+        return StepReport(version=self._version, metrics=metrics, lessons=taught, culprits=culprits)

@@ -7,8 +7,9 @@ Weights are float32 whatever the policy's dtype is (bfloat16 is autocast around 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -56,9 +57,11 @@ class Share:
     """Mean of own rows, in policy versions."""
     scale: float
     """What advantages were divided by."""
+    lr_scale: float = 1.0
+    """What the learning rate is multiplied by (node/divergence.py)."""
 
     @classmethod
-    def of(cls, plan: RowPlan) -> Share:
+    def of(cls, plan: RowPlan, lr_scale: float = 1.0) -> Share:
         """All of it."""
         staleness = [row.staleness for row in plan.rows if row.own]
         return cls(
@@ -66,17 +69,20 @@ class Share:
             denominators=plan.denominators,
             staleness=sum(staleness) / max(1, len(staleness)),
             scale=plan.metrics["advantage_scale"],
+            lr_scale=lr_scale,
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Updated:
     changed: bool
-    """False where the gradient was not finite."""
+    """False where the loss or its gradient was not finite."""
     metrics: dict[str, float]
     """Of the whole batch."""
     lessons: Mapping[PeerId, Lesson]
     """What this device's rows taught; empty where nothing changed."""
+    culprits: frozenset[PeerId] = frozenset()
+    """Where nothing changed: the peers whose rows alone are why, as far as that was found out."""
 
 
 class Updates:
@@ -112,18 +118,48 @@ class Updates:
             sums = self._gradient(share, batch)
             norm = self._clipped_norm()
             metrics = finish_metrics(self._everybodys(sums))
-            lr = learning_rate(learner, version, share.staleness, metrics.get("sequence_ess_share", 1.0))
+            ess_share = metrics.get("sequence_ess_share", 1.0)
+            lr = learning_rate(learner, version, share.staleness, ess_share) * share.lr_scale
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             metrics |= {"grad_norm": norm, "lr": lr}
-            if math.isfinite(norm):
+            if math.isfinite(norm) and math.isfinite(metrics["loss"]):
                 self.optimizer.step()
                 changed = True
             self._forget()
         metrics |= self._gate.close(self._team.all) | {"skipped_update": float(not changed)}
         metrics["tokens_per_micro_batch"] = float(self._budget.tokens)
         taught = lessons(batch.micro_batches, share.scale) if changed else {}
-        return Updated(changed=changed, metrics=metrics, lessons=taught)
+        culprits = frozenset() if changed else self._culprits(share)
+        return Updated(changed=changed, metrics=metrics, lessons=taught, culprits=culprits)
+
+    def replace(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Takes weights over, by parameter name."""
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(tensors[name])
+
+    def _culprits(self, share: Share) -> frozenset[PeerId]:
+        """Of a step that came to nothing. Costs about another one. Where several devices share a step, nobody is
+        accused: they would have to compute each peer's rows together."""
+        theirs = defaultdict[PeerId, list[TokenRow]](list)
+        for row in share.rows:
+            if not row.own:
+                theirs[row.origin].append(row)
+        own = [row for row in share.rows if row.own]
+        if not isinstance(self._team, Alone) or not theirs or not self._is_finite(share, own):
+            return frozenset()  # the fault is ours, and we would find it in everybody
+        return frozenset(origin for origin, rows in theirs.items() if not self._is_finite(share, rows))
+
+    def _is_finite(self, share: Share, rows: Sequence[TokenRow]) -> bool:
+        """Whether the loss of these rows of the share, and its gradient, is."""
+        if not rows:
+            return True
+        part = replace(share, rows=tuple(rows))
+        sums = self._gradient(part, Passes(self.packed(part), self.model.device))
+        norm = self._clipped_norm()
+        self._forget()
+        return math.isfinite(norm) and all(math.isfinite(each.loss) for each in sums)
 
     def probed(self, probe: np.ndarray) -> np.ndarray:
         """float32 [P - 1]: log-probability of `probe` (int32 [P]) after its first token, at temperature 1."""

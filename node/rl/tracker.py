@@ -78,6 +78,7 @@ class ValueTracker:
         self._prompts: OrderedDict[str, Evidence] = OrderedDict()
         self._peer_sources: OrderedDict[str, Evidence] = OrderedDict()
         self._peer_cells: OrderedDict[tuple[str, str], Evidence] = OrderedDict()
+        self._began = PolicyVersion(0)  # of the line of versions that the present one goes back to
 
     def value(self, task: Task, now: PolicyVersion) -> float:
         """Expected reward of `task`, as far as it has been observed."""
@@ -103,9 +104,10 @@ class ValueTracker:
 
     def observe(self, task: Task, reward: float, version: PolicyVersion) -> None:
         """One own rollout of `task`, begun under `version`, scored `reward` in [0, 1] (partial rewards are fractional
-        counts). Raises ValueError for any other reward."""
+        counts). Raises ValueError for any other reward. A version that was given up (`go_back`) says nothing."""
         _check(task, reward)
-        self._observe_all(task, reward, version, 1.0)
+        if version >= self._began:
+            self._observe_all(task, reward, version, 1.0)
 
     def observe_peer(self, task: Task, reward: float, version: PolicyVersion) -> None:
         """One rollout of a peer's, scored `reward` by us; `version` is ours when it arrived. Raises as `observe`."""
@@ -168,6 +170,16 @@ class ValueTracker:
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"tracker state: {error!r}") from error
         return tracker
+
+    def go_back(self, state: State, then: PolicyVersion, now: PolicyVersion) -> None:
+        """To a `state` that was taken at version `then`, because its policy is now version `now` (> then): what has
+        happened in between has not. Outcomes are as old as they were. Raises CheckpointError, and nothing changes."""
+        earlier = ValueTracker.restore(self._config, state)
+        for name in ("_sources", "_cells", "_prompts", "_peer_sources", "_peer_cells"):
+            mine, known = getattr(self, name), getattr(earlier, name)
+            mine.clear()
+            mine.update({key: seen._replace(version=seen.version + now - then) for key, seen in known.items()})
+        self._began = now
 
     def _cell_prior(self, key: tuple[str, str], now: PolicyVersion) -> float:
         """What a cell's value starts from."""

@@ -1,0 +1,43 @@
+"""How a node goes back to an earlier checkpoint: weights, optimiser and tracker together, as a version of their own.
+
+What goes on as it was: steps and versions, which only grow; counters, the sampler, the drawing of tokens, which would
+otherwise repeat themselves; the journal, whose log-probabilities are as true as they were. What was sampled by the
+versions that are given up is stale (`Progress.line_began`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from node.checkpoint import Checkpoint, CheckpointStore
+from node.divergence import GoBack
+from node.engine.policy import Policy
+from node.engine.trainer import PolicyTrainer
+from node.progress import NOTHING_TRACKED, SAMPLING_RNG, Progress
+from swarm.types import PolicyVersion
+
+#: Reads the policy in a checkpoint's model directory, on the CPU; of None, the one that training started from.
+Reload = Callable[[Path | None], Policy]
+
+
+async def go_back(
+    order: GoBack, store: CheckpointStore, trainer: PolicyTrainer, progress: Progress, reload: Reload
+) -> int | None:
+    """No step may be under way. Returns the step of the checkpoint that it went to, None for birth. Raises PolicyError,
+    CheckpointError."""
+    checkpoint = await asyncio.to_thread(_find, store, order.to)
+    policy = await asyncio.to_thread(reload, checkpoint.model_dir if checkpoint else None)
+    moments = await asyncio.to_thread(checkpoint.tensors) if checkpoint else {}
+    moments.pop(SAMPLING_RNG, None)
+    await trainer.replace({name: p.detach() for name, p in policy.model.named_parameters()}, moments)
+    state = checkpoint.state if checkpoint else {}
+    then = PolicyVersion(state.get("policy_version", 0))
+    progress.go_back(state.get("tracker", NOTHING_TRACKED), then, trainer.version)
+    return checkpoint.step if checkpoint else None
+
+
+def _find(store: CheckpointStore, step: int | None) -> Checkpoint | None:
+    """That of `step`; should it be damaged, the newest that is not."""
+    return None if step is None else store.at(step) or store.latest()
