@@ -427,3 +427,32 @@ def test_nothing_of_the_earlier_state_is_left() -> None:
     run.train(1)
     restore_optimizer(run.optimizer, run.names, {})
     assert not run.optimizer.state
+
+
+# Going back -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_spared_stays_beside_the_newest(store: CheckpointStore) -> None:
+    for step in (1, 2, 3, 4):
+        store.save(step, lambda directory: None, {}, {}, spare=(1,))
+    assert names(store) == ["step-00000001", "step-00000003", "step-00000004"]
+    store.save(5, lambda directory: None, {}, {})
+    assert names(store) == ["step-00000004", "step-00000005"]
+
+
+def test_one_is_found_by_its_step_if_it_is_whole(store: CheckpointStore) -> None:
+    for step in (1, 2):
+        put(store, step)
+    found = store.at(1)
+    assert found is not None
+    assert (found.step, found.state) == (1, {"step": 1})
+    assert store.at(3) is None
+    (found.path / "state.json").write_text("{}")
+    assert store.at(1) is None
+
+
+def test_what_was_given_up_is_dropped(store: CheckpointStore) -> None:
+    for step in (1, 2):
+        put(store, step)
+    store.drop(range(2, 10))
+    assert names(store) == ["step-00000001"]

@@ -98,6 +98,16 @@ async def test_stale_own_groups_are_dropped_at_the_draw():
     assert counters["stale_groups"] == 1
 
 
+async def test_own_groups_of_versions_that_were_given_up_are_stale():
+    pool, counters = pool_of(own_groups=1, own_capacity=3, max_lag=8)
+    for version in (6, 5, 7):
+        await pool.put_own(experience(f"v{version}", own=True, version=version))
+    (drawn,) = await pool.draw(
+        PolicyVersion(8), lambda: 0.0, lambda task: 0.5, lambda e, v: 1.0, since=PolicyVersion(7)
+    )
+    assert (drawn.id, counters["stale_groups"]) == ("v7", 2)
+
+
 async def test_an_empty_foreign_pool_is_not_waited_for():
     pool, _ = pool_of(own_groups=1, foreign_groups=4)
     await pool.put_own(experience("a", own=True))

@@ -302,3 +302,43 @@ def test_state_survives_json():
 def test_anything_else_than_a_state_is_refused(state: dict):
     with pytest.raises(CheckpointError, match="tracker state"):
         ValueTracker.restore(CONFIG, state)
+
+
+# Going back -----------------------------------------------------------------------------------------------------------
+
+
+def test_going_back_makes_undone_what_came_in_between() -> None:
+    config = TrackerConfig(prompt_decay=0.5, cell_decay=0.9, peers="prior")
+    tracker, undisturbed = ValueTracker(config), ValueTracker(config)
+    for kept in (tracker, undisturbed):
+        kept.observe(make_task(str(0)), 1.0, PolicyVersion(3))
+        kept.observe_peer(make_task(str(1)), 1.0, PolicyVersion(4))
+    state = tracker.state()
+    for version in range(5, 20):
+        tracker.observe(make_task(str(0)), 0.0, PolicyVersion(version))
+        tracker.observe(make_task(str(version)), 0.0, PolicyVersion(version))
+    tracker.go_back(state, then=PolicyVersion(4), now=PolicyVersion(20))
+    for index in range(20):  # and as time goes on, it goes on from there
+        for later in (0, 1, 7):
+            then, now = PolicyVersion(4 + later), PolicyVersion(20 + later)
+            assert tracker.value(make_task(str(index)), now) == undisturbed.value(make_task(str(index)), then)
+
+
+def test_what_was_given_up_teaches_nothing_any_more() -> None:
+    tracker = ValueTracker(TrackerConfig())
+    tracker.observe(make_task(str(0)), 1.0, PolicyVersion(1))
+    tracker.go_back(tracker.state(), then=PolicyVersion(1), now=PolicyVersion(9))
+    before = tracker.value(make_task(str(0)), PolicyVersion(9))
+    tracker.observe(make_task(str(0)), 0.0, PolicyVersion(8))
+    assert tracker.value(make_task(str(0)), PolicyVersion(9)) == before
+    tracker.observe(make_task(str(0)), 0.0, PolicyVersion(9))
+    assert tracker.value(make_task(str(0)), PolicyVersion(9)) < before
+
+
+def test_a_state_that_is_none_changes_nothing() -> None:
+    tracker = ValueTracker(TrackerConfig())
+    tracker.observe(make_task(str(0)), 1.0, PolicyVersion(1))
+    before = tracker.state()
+    with pytest.raises(CheckpointError):
+        tracker.go_back({"sources": []}, then=PolicyVersion(0), now=PolicyVersion(2))
+    assert tracker.state() == before

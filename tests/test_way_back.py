@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,8 @@ from node.holds import Holds
 from node.learning import POISONED, Learning
 from node.metrics import MetricsLog
 from node.progress import SAMPLING_RNG, Progress
+from node.rl.batch import MicroBatch
+from node.rl.loss import LossSums, micro_batch_loss
 from node.settings import task_specs
 from swarm.tasks.judge import LocalJudge
 from swarm.types import GroupId, PeerId, PolicyVersion, Rollout
@@ -175,30 +178,27 @@ async def test_a_damaged_checkpoint_is_not_gone_back_to(policy: Path, tmp_path: 
         assert same(weights, (await on.trainer.snapshot())[0]), "of the newest that is whole"
 
 
-async def test_own_groups_of_what_was_given_up_are_stale(policy: Path, tmp_path: Path) -> None:
-    async with running(config_of(policy, tmp_path / "node")) as node:
-        await until(lambda: node.learning.steps >= 2, node)
-        progress = node.learning._progress
-        began = PolicyVersion(progress.version + 2)
-        progress.line_began = began
-        drawn = await node.pool.draw(began, lambda: 0.0, lambda _: 0.5, lambda e, v: 0.0, since=began)
-        assert min(e.version for e in drawn if e.own) >= began
-
-
 # What it is for -------------------------------------------------------------------------------------------------------
 
 
 async def test_a_peer_whose_groups_make_steps_impossible_pays_for_it_and_nobody_else(
-    policy: Path, tmp_path: Path
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"foreign": {"type": "rec_oneside", "floor": 0.0, "negative_floor": 0.0}}
-    async with bench(policy, tmp_path, divergence={"skipped_steps": 3}, **settings) as on:
+    """No group that comes through the door does that, as far as we know: so it is done to those of one origin here."""
+
+    def loss_of(micro: MicroBatch, logp: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, LossSums]:
+        loss, sums = micro_batch_loss(micro, logp, *rest)
+        poison = torch.nan if any(row.origin == "hostile" for row in micro.rows) else 1.0
+        return loss * poison, replace(sums, loss=sums.loss * poison)
+
+    monkeypatch.setattr("node.engine.updates.micro_batch_loss", loss_of)
+    async with bench(policy, tmp_path, divergence={"skipped_steps": 3}) as on:
         await learn(on, 2)
         weights, moments = await on.trainer.snapshot()
         on.credits.clear()
         for number in range(2):
-            poisoned = experience(number, origin="hostile", logprob=float("nan"))
-            await on.learning.step([experience(number), experience(number, origin="honest"), poisoned])
+            peers = [experience(number, origin=origin) for origin in ("honest", "hostile")]
+            await on.learning.step([experience(number), *peers])
         assert on.credits == [(PeerId("hostile"), -POISONED)] * 2
         assert same(weights, (await on.trainer.snapshot())[0])
         assert same(moments, (await on.trainer.snapshot())[1])
