@@ -251,7 +251,7 @@ async def test_a_policy_that_came_apart_recovers_with_a_lower_rate(policy: Path,
         after = node.status()
         assert after.state == node_pb2.NODE_STATE_RUNNING
         assert after.policy_version > before.policy_version
-        assert after.metrics["lr"] == pytest.approx(0.01)
+        assert after.metrics["lr_scale"] == 0.01
         assert any("the policy is that of" in warning for warning in after.warnings)
 
 
