@@ -27,7 +27,7 @@ CONFIRMED = CONFIG.window + CONFIG.hold
 
 
 def fed(divergence: Divergence, steps: Iterable[int], change: Mapping[str, float] | None = None) -> list[GoBack]:
-    orders = [divergence.observe(step, HEALTHY | (change or {})) for step in steps]
+    orders = [divergence.observe(step, HEALTHY | dict(change or {})) for step in steps]
     return [order for order in orders if order is not None]
 
 
