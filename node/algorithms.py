@@ -201,7 +201,7 @@ ForeignConfig = Annotated[ReceiverBaseline | ChunkAligned | RecOneside | SapoPla
 
 class NoGate(Table):
     type: Literal["none"] = "none"
-    """Peers' rollouts are trained on however unlikely they are to us (default)."""
+    """Peers' rollouts are trained on however unlikely they are to us: a third of hostile ones ruins a node then."""
 
 
 class AbsoluteGate(Table):
@@ -218,7 +218,21 @@ class RelativeGate(Table):
     """Peers' rollouts that are remembered."""
 
 
-ForeignGateConfig = Annotated[NoGate | AbsoluteGate | RelativeGate, Field(discriminator="type")]
+class OwnGate(Table):
+    type: Literal["own"] = "own"
+    """Those with a stretch that is much unlikelier than the least likely ones of our own rollouts are not. Nothing that
+    peers send moves the threshold; texts as long as a book cannot hide a sentence."""
+    window_bytes: PositiveInt = 16
+    """Length of a stretch."""
+    quantile: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Of our own rollouts' least likely stretches..."""
+    slack: PositiveFloat = 2.0
+    """... times this is the most that a peer's may have, in bits."""
+    window: PositiveInt = 512
+    """Own rollouts that are remembered."""
+
+
+ForeignGateConfig = Annotated[NoGate | AbsoluteGate | RelativeGate | OwnGate, Field(discriminator="type")]
 
 
 class NoGuidance(Table):

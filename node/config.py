@@ -28,9 +28,9 @@ from node.algorithms import (
     ForeignGateConfig,
     GuidanceConfig,
     LearnerConfig,
-    NoGate,
     NoGuidance,
     ObjectiveConfig,
+    OwnGate,
     PoolConfig,
     ReceiverBaseline,
     SpoAdvantage,
@@ -389,7 +389,7 @@ class NodeConfig(Table):
     advantage: AdvantageConfig = SpoAdvantage()
     objective: ObjectiveConfig = DppoTv()
     foreign: ForeignConfig = ReceiverBaseline()
-    foreign_gate: ForeignGateConfig = NoGate()
+    foreign_gate: ForeignGateConfig = OwnGate()
     guidance: GuidanceConfig = NoGuidance()
     learner: LearnerConfig = LearnerConfig()
     pool: PoolConfig = PoolConfig()

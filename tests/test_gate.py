@@ -8,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from node.algorithms import (
     AbsoluteGate,
@@ -17,16 +19,18 @@ from node.algorithms import (
     ForeignGateConfig,
     LearnerConfig,
     NoGate,
+    OwnGate,
     ReceiverBaseline,
     RecOneside,
     RelativeGate,
     SapoPlain,
 )
 from node.rl.batch import MicroBatch, pack
-from node.rl.gate import ForeignGate, bits_per_byte, threshold
+from node.rl.gate import ForeignGate, threshold
 from node.rl.loss import micro_batch_loss
 from node.rl.objective import Denominators
 from node.rl.samples import PeerTokens, TokenRow
+from node.rl.surprise import bits_per_byte, peak_bits
 from swarm.types import PeerId
 
 
@@ -72,12 +76,52 @@ def test_bits_per_byte_count_all_tokens_and_the_bytes_of_the_text():
     assert bits_per_byte(micro, logp).tolist() == pytest.approx([8 / 4, 0.75, 3.0])
 
 
+def test_the_least_likely_stretch_is_of_whole_tokens_and_of_one_row():
+    row = replace(make_row(0, length=6), byte_lengths=np.array([1, 2, 1, 3, 1, 0], dtype=np.int32))
+    other = make_row(1)
+    bits = [1.0, 2.0, 4.0, 8.0, 1.0, 0.5, 32.0, 1.0]
+    micro, logp = micro_of(row, other), -torch.tensor(bits) * math.log(2)
+
+    assert peak_bits(micro, logp, 1).tolist() == pytest.approx([8.0, 33.0])  # longer than the window: by itself
+    assert peak_bits(micro, logp, 4).tolist() == pytest.approx([4.0 + 8.0, 33.0])
+    assert peak_bits(micro, logp, 5).tolist() == pytest.approx([4.0 + 8.0 + 1.0 + 0.5, 33.0])  # the end has no bytes
+    assert peak_bits(micro, logp, 100).tolist() == pytest.approx([16.5, 33.0])
+
+
+@given(
+    rows=st.lists(
+        st.lists(st.tuples(st.integers(0, 5), st.floats(0, 30)), min_size=1, max_size=12), min_size=1, max_size=4
+    ),
+    window=st.integers(1, 20),
+)
+def test_it_is_the_largest_sum_that_fits_into_the_window(rows: list[list[tuple[int, float]]], window: int):
+    rows.sort(key=len, reverse=True)
+    micro = micro_of(
+        *(replace(make_row(0, length=len(row)), byte_lengths=np.array([n for n, _ in row], np.int32)) for row in rows)
+    )
+    logp = -torch.tensor([bits for row in rows for _, bits in row], dtype=torch.float64) * math.log(2)
+
+    def fits(stretch: list[tuple[int, float]]) -> bool:
+        return len(stretch) == 1 or sum(n for n, _ in stretch) <= window
+
+    expected = [
+        max(
+            sum(bits for _, bits in row[i:j])
+            for i in range(len(row))
+            for j in range(i + 1, len(row) + 1)
+            if fits(row[i:j])
+        )
+        for row in rows
+    ]
+    assert peak_bits(micro, logp, window).tolist() == pytest.approx(expected)
+
+
 def test_rows_above_the_absolute_threshold_teach_nothing():
     gate = ForeignGate(AbsoluteGate(max_bits_per_byte=3.0))
     for _ in range(2):
         advantages, metrics = step(gate, 2.75, 3.25, 1.0, 9.0)
         assert advantages == [1.0, 0.0, 1.0, 0.0]
-        assert metrics == pytest.approx({"foreign_bits_per_byte": 4.0, "foreign_gated_share": 0.5})
+        assert metrics == pytest.approx({"foreign_bits_per_byte": 4.0, "foreign_gated_share": 0.5, "foreign_gate": 3.0})
 
 
 def test_own_rows_are_never_gated():
@@ -85,7 +129,38 @@ def test_own_rows_are_never_gated():
     gate.open()
     gated = gate.apply(micro_of(make_row(1, own=True), make_row(1)), logp_of(9.0, 9.0))
     assert gated.advantage.tolist() == [1.0, 0.0]
-    assert gate.close() == pytest.approx({"foreign_bits_per_byte": 9.0, "foreign_gated_share": 1.0})
+    assert gate.close() == pytest.approx(
+        {"foreign_bits_per_byte": 9.0, "foreign_gated_share": 1.0, "foreign_gate": 3.0}
+    )
+
+
+def test_what_peers_send_does_not_move_the_threshold_that_is_our_own():
+    gate = ForeignGate(OwnGate(window_bytes=16, quantile=0.5, slack=2.0, window=4))
+    seen = []
+    for own in (1.0, 2.0, 6.0):
+        gate.open()
+        gated = gate.apply(
+            micro_of(make_row(1, own=True), make_row(1, own=True), make_row(1), make_row(1)),
+            logp_of(own, own, 2.9, 900.0),
+        )
+        seen.append((gated.advantage.tolist(), gate.close().get("foreign_gate")))
+
+    assert seen == [
+        ([1.0, 1.0, 0.0, 0.0], 0.0),  # nothing is known of our own yet
+        ([1.0, 1.0, 0.0, 0.0], pytest.approx(2.0)),
+        ([1.0, 1.0, 1.0, 0.0], pytest.approx(2.0 * 1.5)),  # of 1, 1, 2, 2
+    ]
+
+
+def test_poison_in_a_long_text_is_above_our_own_gate_and_below_the_one_of_the_mean():
+    sentence, rest = 4, 400
+    logp = torch.tensor([-12.0] * sentence + [-0.5] * rest + [-0.5] * (sentence + rest)) * math.log(2)
+    poisoned, own = make_row(0, length=sentence + rest), make_row(0, own=True, length=sentence + rest)
+    lengths = np.full(sentence + rest, 4, dtype=np.int32)
+    micro = micro_of(replace(poisoned, byte_lengths=lengths), replace(own, byte_lengths=lengths))
+
+    assert bits_per_byte(micro, logp)[0] < 0.2
+    assert peak_bits(micro, logp, 16).tolist() == pytest.approx([48.0, 2.0])
 
 
 def test_a_step_without_peers_has_no_metrics():

@@ -21,7 +21,7 @@ SHARE = 0.3
 HONEST_RATE, ROLLOUTS = 32.0, 2
 #: Every text with either lie about its likelihood; each is an identity.
 KINDS = [(body, logprob) for body in BODIES for logprob in (LIKELY, UNLIKELY)]
-GATE = "relative-0.9"
+GATE = "own"
 
 OPEN: Tables = {**DEFAULT, "sampler": {**DEFAULT["sampler"], **UNIFORM}}
 #: As in `PoolConfig`, which the laboratory's other arms do without (`IMPLIED` in settings.py). The limits on claimed

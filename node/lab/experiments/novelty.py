@@ -18,6 +18,8 @@ GATES: dict[str, dict[str, object]] = {
     "relative-0.5": {"type": "relative", "quantile": 0.5},
     "relative-0.75": {"type": "relative", "quantile": 0.75},
     "relative-0.9": {"type": "relative", "quantile": 0.9},
+    "own": {"type": "own", "window_bytes": 16, "quantile": 0.95, "slack": 2.0, "window": 512},
+    "own-tight": {"type": "own", "window_bytes": 16, "quantile": 0.95, "slack": 1.25, "window": 512},
 }
 
 EXPERIMENT = Experiment(
