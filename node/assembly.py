@@ -95,7 +95,6 @@ def hands_of(
         model=progress.fingerprint,
         codec=mind.policy.codec,
         sampling=config.sampler.params,
-        share_ids=config.sampler.share_ids,
         wall_clock=wall_clock,
         worth=lambda: announced_values(progress.tracker, trainer.version) if config.sampler.for_swarm else (),
     )

@@ -159,8 +159,6 @@ class SamplerConfig(Table):
     for_swarm: Fraction = 0.0
     """Share of the picks that are made where we are strong and the swarm is weak, by what peers announce of themselves.
     With more than 0 we announce our own values, too."""
-    share_ids: bool = True
-    """Send token ids along; a few bytes a token that save peers with the same tokenizer a guess."""
 
     @property
     def params(self) -> SamplingParams:

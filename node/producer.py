@@ -54,7 +54,6 @@ class Author:
     model: str
     codec: TextCodec
     sampling: SamplingParams
-    share_ids: bool
     wall_clock: Callable[[], float] = time.time
     """Unix seconds."""
     worth: Callable[[], tuple[CellValue, ...]] = tuple
@@ -100,8 +99,9 @@ class Author:
         )
 
     def sign(self, group: RolloutGroup) -> SignedGroup:
-        """The group as peers will see it; token ids stay here unless they are to be shared."""
-        return seal(group if self.share_ids else _without_ids(group), self.identity)
+        """The group as peers will see it. Token ids stay here: peers with our tokenizer find them by the lengths
+        (`TextCodec.retrace`), and to the others they say nothing."""
+        return seal(_without_ids(group), self.identity)
 
 
 def _without_ids(group: RolloutGroup) -> RolloutGroup:

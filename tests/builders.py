@@ -168,5 +168,9 @@ class Characters:
     def encode(self, text: str, finish: FinishReason) -> np.ndarray:
         return np.array([ord(character) for character in text] + [0] * (finish is FinishReason.STOP), np.int32)
 
+    def retrace(self, text: str, byte_lengths: np.ndarray, finish: FinishReason) -> np.ndarray | None:
+        ids = self.encode(text, finish)
+        return ids if np.array_equal(ids > 0, byte_lengths) else None
+
     def decode(self, ids: np.ndarray) -> tuple[str, np.ndarray]:
         return "".join(chr(token) for token in ids if token), (ids > 0).astype(np.int32)

@@ -19,6 +19,7 @@ import pytest
 
 import swarm.net.following as following_module
 import swarm.net.frames as frames_module
+import swarm.net.p2pd as p2pd_module
 import swarm.net.relay as relay_module
 import swarm.net.relay_reader as relay_reader_module
 from node.algorithms import PoolConfig
@@ -33,6 +34,7 @@ from swarm.net.streams import MAX_STREAMS_PER_PEER, PULL
 from swarm.types import PeerId, Reason, SignedGroup
 from swarm.wire.identity import Identity
 from tests.adversaries import (
+    flood,
     forged_signature,
     free_rider,
     garbage,
@@ -136,10 +138,11 @@ class Scene:
 
 @asynccontextmanager
 async def scene(
-    directory: Path, judge: EchoJudge | None = None, pool: PoolConfig | None = None
+    directory: Path, judge: EchoJudge | None = None, pool: PoolConfig | None = None, **settings: object
 ) -> AsyncIterator[Scene]:
+    """`settings`: of the victim's exchange."""
     async with (
-        victim_in(directory / "victim", judge=judge, pool=pool) as victim,
+        victim_in(directory / "victim", judge=judge, pool=pool, **settings) as victim,
         peer_in(directory / "honest", *victim.exchange.addresses) as honest,
         AsyncExitStack() as stack,
     ):
@@ -364,11 +367,14 @@ async def test_streams_of_garbage_and_messages_too_large_are_cut_and_their_sende
             "noise": garbage.noise,
             "endless": huge.endless,
             "too large": huge.too_large,
+            "bomb": huge.bomb,
+            "disguised bomb": huge.disguised_bomb,
         }
         evils = [await it.enter(name=name, serve={PULL: handler}) for name, handler in handlers.items()]
         for evil in evils:
             await until(lambda peer=evil.peer: it.victim.standing.excluded(peer), "giving it up")
             assert it.victim.refused(evil.peer) == {}, "nothing of it came so far"
+        assert all(it.victim.standing.banned(evil.peer) for evil in evils), "nobody says that by mistake"
         assert process.memory_info().rss - before < 64 << 20
 
 
@@ -406,6 +412,55 @@ async def test_who_takes_all_and_gives_nothing_gets_no_more_than_others_and_earn
         assert sum(bool(entries) for entries in greedy) <= MAX_STREAMS_PER_PEER
         assert [len(entries) for entries in modest] == [60]
         assert it.victim.standing.trust(rider.peer) == 0.0
+
+
+# Too many of them -----------------------------------------------------------------------------------------------------
+
+
+async def test_connections_that_nobody_uses_are_closed_when_there_are_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 120 identities, with room for 32. The honest peer keeps its own, and a newcomer gets one."""
+    monkeypatch.setattr(p2pd_module, "GRACE_S", 1)
+    async with scene(tmp_path, connections=32) as it:
+        stack = it.victim.exchange._stack
+        assert stack is not None
+        before = (await stack.connections())[it.honest.peer]
+        port = it.victim.exchange.addresses[0].split("/")[4]
+        writers = await flood.connect("127.0.0.1", int(port), 120)
+        assert len(await stack.connections()) > 100
+        await it.hears_all()
+        newcomer = await it.enter(made(it.identity("newcomer")), name="newcomer")
+        await until(lambda: it.victim.admitted(newcomer.peer) == 1, "the newcomer's group")
+        async with asyncio.timeout(30):
+            while len(await stack.connections()) > 32:  # noqa: ASYNC110 - the daemon has no event for it
+                await asyncio.sleep(0.5)
+        assert (await stack.connections())[it.honest.peer] == before
+        for writer in writers:
+            writer.transport.abort()
+
+
+async def test_who_opens_streams_without_end_is_hung_up_on_and_others_are_served(tmp_path: Path) -> None:
+    async with scene(tmp_path) as it:
+        await it.victim.works(range(100, 110))
+        stack = it.victim.exchange._stack
+        assert stack is not None
+        hung_up = list[PeerId]()
+        hang_up = stack._hang_up
+
+        async def noted(peer: PeerId) -> None:
+            hung_up.append(peer)
+            await hang_up(peer)
+
+        stack._hang_up = noted  # type: ignore[method-assign]
+        flooder = await it.enter(name="flooder")
+        flooding = asyncio.create_task(flood.open_streams(flooder.stack, it.victim.peer, PULL, 400))
+        await it.hears_all()
+        brought = await free_rider.take(it.honest.stack, *it.address, streams=1, until=10)
+        assert [len(entries) for entries in brought] == [10]
+        await flooding
+        assert set(hung_up) == {flooder.peer}
+        assert len(it.victim.exchange._publisher._streams) <= 2 * MAX_STREAMS_PER_PEER
 
 
 # Relays ---------------------------------------------------------------------------------------------------------------

@@ -52,13 +52,13 @@ def test_tokens_of_every_kind_cover_their_text_and_survive_the_wire(kind: str, c
 
 
 def test_what_a_token_costs_is_the_sum_of_its_parts():
-    bare, with_ids = group(rollouts=8), group(rollouts=8, ids=True)
-    found = wire.cost(bare, with_ids)
+    bare, with_ids = [group(rollouts=8)] * 3, [group(rollouts=8, ids=True)] * 3
+    found = wire.costs(bare, with_ids)
     assert (found.text, found.logprobs, found.lengths) == (4.0, 2.0, 1.0)
-    assert found.text + found.logprobs + found.lengths + found.rest == pytest.approx(found.total)
-    assert found.total == len(wire.frame_of(bare)) / (8 * 32)
-    assert found.with_ids == len(wire.frame_of(with_ids)) / (8 * 32)
-    assert 0 < found.deflated < found.total < found.with_ids
+    assert found.text + found.logprobs + found.lengths + found.rest == pytest.approx(found.plain)
+    assert found.plain == (4 + len(wire.message_of(bare[0]))) / (8 * 32)
+    assert 0 < found.packed < found.first < found.plain
+    assert found.ids > 0
 
 
 @pytest.mark.parametrize(("value", "size"), [(0, 1), (127, 1), (128, 2), (16_383, 2), (16_384, 3)])
@@ -67,7 +67,7 @@ def test_numbers_are_as_long_as_protobuf_writes_them(value: int, size: int):
 
 
 def test_the_wire_table_has_a_line_for_every_text_tokenization_and_size():
-    lines = wire.report(tokens=8, groups=1).splitlines()
+    lines = wire.report(tokens=8, groups=2).splitlines()
     assert len(lines) == 2 + len(KINDS) * len(CUTS) * 2
     assert {line.count("|") for line in lines} == {len(fields(wire.Cost)) + 4}
 

@@ -442,9 +442,15 @@ def test_no_bit_of_an_announcement_can_be_changed_unnoticed(position: int, diffe
 
 
 def test_a_pull_comes_back_as_it_went() -> None:
-    for epoch in (b"e" * 16, b""):
-        pull = Pull(swarm="swarm", epoch=epoch, cursor=7, max_groups=32)
+    for epoch, deflate in ((b"e" * 16, True), (b"", False)):
+        pull = Pull(swarm="swarm", epoch=epoch, cursor=7, max_groups=32, deflate=deflate)
         assert decode_pull(encode_pull(pull)) == pull
+
+
+def test_who_cannot_unpack_asks_as_it_always_did() -> None:
+    pull = Pull(swarm="swarm", epoch=b"", cursor=7, max_groups=32)
+    assert encode_pull(pull) == b"\x0a\x05swarm\x18\x07\x20\x20"
+    assert encode_pull(replace(pull, deflate=True)) == encode_pull(pull) + b"\x38\x01"
 
 
 def test_a_response_comes_back_as_it_went() -> None:

@@ -37,6 +37,7 @@ REACHED = {
     "group-again": {"same", "WireError"},
     "check": {"admitted", "bad_tokens", "bad_sampling", "WireError"},
     "entry": {"same", "WireError"},
+    "packed": {"unpacked", "plain", "WireError", "LimitError"},
     "entry-verdict": {"admitted", "bad_signature", "malformed", "WireError"},
     "signed-verdict": {"admitted", "bad_tokens", "bad_sampling", "malformed"},
     "announcement": {"decoded", "SignatureMismatch", "WireError"},

@@ -178,7 +178,6 @@ def producer_of(judge: LocalJudge, seed: int) -> Producer:
         model="model-a",
         codec=Characters(),
         sampling=config.params,
-        share_ids=True,
     )
     return Producer(
         config=config,

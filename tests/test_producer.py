@@ -20,8 +20,10 @@ from node.producer import Author, Producer
 from node.rl.sampler import TaskSampler
 from node.rl.tracker import ValueTracker
 from node.seed.tokenizer import make_tokenizer
+from swarm.limits import Limits
 from swarm.types import FinishReason, PolicyVersion, SamplingParams, VersionSpan
-from tests.builders import MEMBERSHIP, EchoJudge, identity, task, task_ref
+from swarm.wire.codec import decode_group
+from tests.builders import MEMBERSHIP, EchoJudge, group, identity, task, task_ref
 
 CODEC = HfTextCodec(make_tokenizer((), 256))
 PROMPT = len(CODEC.prompt(task(task_ref(0))))
@@ -88,7 +90,6 @@ async def producing(config: SamplerConfig, max_length: int) -> AsyncIterator[Hea
             model="model-a",
             codec=CODEC,
             sampling=config.params,
-            share_ids=True,
         ),
         version=lambda: PolicyVersion(0),
         running=running,
@@ -101,6 +102,22 @@ async def producing(config: SamplerConfig, max_length: int) -> AsyncIterator[Hea
     finally:
         working.cancel()
         await asyncio.wait([working])
+
+
+def test_token_ids_stay_at_home():
+    author = Author(
+        identity=identity(), membership=MEMBERSHIP, model="model-a", codec=CODEC, sampling=SamplerConfig().params
+    )
+    ours = group()
+    signed = author.sign(ours)
+    read = decode_group(signed.body, signed.signature, Limits()).group
+    for made, sent in zip(ours.rollouts, read.rollouts, strict=True):
+        (turn,), (other,) = made.turns, sent.turns
+        assert turn.sampled is not None
+        assert other.sampled is not None
+        assert turn.sampled.ids is not None
+        assert other.sampled.ids is None
+        assert (other.text, other.sampled.byte_lengths.tolist()) == (turn.text, turn.sampled.byte_lengths.tolist())
 
 
 @pytest.mark.timeout(90)

@@ -45,6 +45,7 @@ from swarm.wire.relay import (
     MAX_WANTS,
     Offer,
     Relayed,
+    RelayPull,
     decode_relay_request,
     decode_relay_response,
     decode_wants,
@@ -323,7 +324,8 @@ def test_what_is_said_is_understood() -> None:
     assert decode_relay_response(encode_offers(offers)) == offers
     ids = [offer.id for offer in offers]
     assert decode_wants(encode_wants(ids)) == tuple(ids)
-    assert decode_relay_request(encode_relay_request("swarm", bytes(32))) == ("swarm", bytes(32))
+    for asked in (RelayPull(swarm="swarm", membership=bytes(32)), RelayPull(swarm="", deflate=True)):
+        assert decode_relay_request(encode_relay_request(asked)) == asked
     for body in (b"body", b""):
         relayed = decode_relay_response(encode_relayed(Relayed(id=ids[0], body=body, signature=b"")))
         assert isinstance(relayed, Relayed)
@@ -511,7 +513,7 @@ async def test_a_relay_has_its_own_limits_and_says_what_it_has_no_more(tmp_path:
     async with connected(tmp_path / "s") as ((reader, writer), far):
         groups = [made(index) for index in range(2)]
         serving = asyncio.create_task(relay_of(monotonic_shelf(*groups), stream_s=0.5).serve(ME, *far))
-        await write_frame(writer, encode_relay_request(MANIFEST.id, b""))
+        await write_frame(writer, encode_relay_request(RelayPull(swarm=MANIFEST.id)))
         offers = decode_relay_response(await read_frame(reader, 20_000, 5))
         assert offers == tuple(offer_of(signed) for signed in groups)
         await write_frame(writer, encode_wants([GroupId("00" * 32), groups[0].id]))
@@ -526,11 +528,11 @@ async def test_a_relay_has_its_own_limits_and_says_what_it_has_no_more(tmp_path:
 @pytest.mark.parametrize(
     "frames",
     [
-        [encode_relay_request("another", b"")],
+        [encode_relay_request(RelayPull(swarm="another"))],
         [b"\xff" * 40],
         [bytes(5000)],
-        [encode_relay_request(MANIFEST.id, b""), b"\xff" * 40],
-        [encode_relay_request(MANIFEST.id, b""), *[encode_wants([GroupId("00" * 32)] * MAX_WANTS)] * 20],
+        [encode_relay_request(RelayPull(swarm=MANIFEST.id)), b"\xff" * 40],
+        [encode_relay_request(RelayPull(swarm=MANIFEST.id)), *[encode_wants([GroupId("00" * 32)] * MAX_WANTS)] * 20],
     ],
 )
 async def test_readers_that_are_none_are_left(tmp_path: Path, frames: list[bytes]) -> None:

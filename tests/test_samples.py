@@ -57,6 +57,14 @@ class ByteCodec:
         ids = list(text.encode().replace(b"ab", b"\x00"))
         return np.array([AB if i == 0 else i for i in ids] + [EOS] * (finish is STOP), dtype=np.int32)
 
+    def retrace(self, text: str, byte_lengths: np.ndarray, finish: FinishReason) -> np.ndarray | None:
+        """One byte is that byte, two are "ab" or unknown, none is the end."""
+        ends = np.cumsum(byte_lengths).tolist()
+        pieces = [text.encode()[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        if any(len(piece) > 1 and piece != b"ab" for piece in pieces):
+            return None
+        return np.array([AB if piece == b"ab" else piece[0] if piece else EOS for piece in pieces], dtype=np.int32)
+
     def decode(self, ids: np.ndarray) -> tuple[str, np.ndarray]:
         pieces = [b"" if i >= EOS and i != AB else b"ab" if i == AB else bytes([i]) for i in ids]
         return b"".join(pieces).decode("utf-8", "replace"), np.array([len(p) for p in pieces], dtype=np.int32)
@@ -241,14 +249,22 @@ BYTES_OF_XAB = SampledTokens(
         [120, 97, 98, -1],
     ],
 )
-def test_a_peers_text_is_encoded_anew_where_its_ids_are_not_to_be_used(ids: list[int] | None):
+def test_a_peers_ids_are_found_by_its_lengths_where_it_sent_none_that_can_be_used(ids: list[int] | None):
     sampled = replace(BYTES_OF_XAB, ids=None if ids is None else np.array(ids, dtype=np.int32))
     rollout = Rollout(turns=(Turn(role=Role.ASSISTANT, text="xab", finish=STOP, sampled=sampled),))
     (row,) = build(make_group([1], [rollout], own=False)).rows
-    assert row.response_ids.tolist() == [120, AB, EOS]
-    assert row.byte_lengths.tolist() == [1, 2, 0]
+    assert row.response_ids.tolist() == [120, 97, 98, EOS]
+    assert row.byte_lengths.tolist() == [1, 1, 1, 0]
     assert row.peer is not None
     assert row.peer.byte_lengths.tolist() == [1, 1, 1, 0]
+
+
+def test_a_peers_text_is_encoded_anew_where_its_lengths_name_no_tokens_of_ours():
+    odd = replace(BYTES_OF_XAB, byte_lengths=np.array([2, 1, 0, 0], dtype=np.int32))
+    rollout = Rollout(turns=(Turn(role=Role.ASSISTANT, text="xab", finish=STOP, sampled=odd),))
+    (row,) = build(make_group([1], [rollout], own=False)).rows
+    assert row.response_ids.tolist() == [120, AB, EOS]
+    assert row.byte_lengths.tolist() == [1, 2, 0]
 
 
 def test_a_peer_with_another_tokenizer_is_encoded_anew():

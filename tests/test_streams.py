@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from swarm.limits import Limits
 from swarm.net.base import LogEntry
 from swarm.net.frames import hold_little, read_frame, write_frame, write_frames
 from swarm.net.memory import MemoryLog
+from swarm.net.packing import OFF_LOOP_BYTES, Packing
 from swarm.net.rates import Meter, Rate, Shares
 from swarm.net.streams import CATCH_UP, FIRST_CONTACT, MAX_STREAMS, MAX_STREAMS_PER_PEER, Publisher, pull
 from swarm.types import PeerId, SignedGroup
@@ -28,6 +30,7 @@ from swarm.wire.codec import (
     encode_entry,
     encode_pull,
 )
+from swarm.wire.deflate import MARK, Deflater
 from tests.builders import MANIFEST, MEMBERSHIP, identity, signed
 
 LIMITS = Limits(max_group_bytes=10_000)
@@ -81,9 +84,11 @@ async def served(tmp_path: Path, publisher: Publisher, peer: PeerId = READER) ->
                 await task
 
 
-async def pulled(stream: Stream, epoch: bytes, cursor: int, count: int = 1000) -> list[tuple[bytes, LogEntry]]:
+async def pulled(
+    stream: Stream, epoch: bytes, cursor: int, count: int = 1000, deflate: bool = False
+) -> list[tuple[bytes, LogEntry]]:
     """What comes until the publisher ends the stream."""
-    request = Pull(swarm=MANIFEST.id, epoch=epoch, cursor=cursor, max_groups=count)
+    request = Pull(swarm=MANIFEST.id, epoch=epoch, cursor=cursor, max_groups=count, deflate=deflate)
     async with asyncio.timeout(10):
         return [entry async for entry in pull(*stream, request, LIMITS)]
 
@@ -100,9 +105,13 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def publisher(
-    log: MemoryLog, stream_s: float = 60.0, limits: Limits = LIMITS, upload: Meter | None = None
+    log: MemoryLog,
+    stream_s: float = 60.0,
+    limits: Limits = LIMITS,
+    upload: Meter | None = None,
+    packing: Packing | None = None,
 ) -> Publisher:
-    return Publisher(MEMBERSHIP, log, limits, upload or meter(), stream_s=stream_s)
+    return Publisher(MEMBERSHIP, log, limits, upload or meter(), stream_s=stream_s, packing=packing)
 
 
 async def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -217,11 +226,11 @@ async def test_a_request_of_junk_ends_its_stream_only(tmp_path: Path, request_by
     assert not len(shared._streams)
 
 
-async def answered(tmp_path: Path, *frames: bytes) -> None:
+async def answered(tmp_path: Path, *frames: bytes, deflate: bool = False) -> None:
     """Reads what a publisher that sends `frames` says."""
     async with connected(tmp_path) as (near, (reader, writer)):
-        request = Pull(swarm=MANIFEST.id, epoch=b"", cursor=0, max_groups=10)
-        pulling = asyncio.ensure_future(pulled(near, b"", 0, 10))
+        request = Pull(swarm=MANIFEST.id, epoch=b"", cursor=0, max_groups=10, deflate=deflate)
+        pulling = asyncio.ensure_future(pulled(near, b"", 0, 10, deflate))
         assert decode_pull(await read_frame(reader, 1024, 5)) == request
         for frame in frames:
             await write_frame(writer, frame)
@@ -254,6 +263,74 @@ async def test_what_no_publisher_may_say(tmp_path: Path, frames: list[bytes], er
 
 async def test_a_new_epoch_starts_its_cursors_again(tmp_path: Path) -> None:
     await answered(tmp_path, response(7), response(1, epoch=b"another epoch..."), b"")
+
+
+# Packing --------------------------------------------------------------------------------------------------------------
+
+
+async def sent(tmp_path: Path, log: MemoryLog, deflate: bool, packing: Packing | None = None) -> list[bytes]:
+    """The frames of three groups."""
+    async with served(tmp_path, publisher(log, packing=packing)) as (reader, writer):
+        request = Pull(swarm=MANIFEST.id, epoch=log.epoch, cursor=0, max_groups=3, deflate=deflate)
+        await write_frame(writer, encode_pull(request))
+        return [await read_frame(reader, 20_000, 5) for _ in range(3)]
+
+
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("wanted", [True, False])
+async def test_frames_are_packed_where_both_ends_want_it(tmp_path: Path, asked: bool, wanted: bool) -> None:
+    log = filled(3, size=5000)
+    frames = await sent(tmp_path, log, asked, Packing(1.0 if wanted else 0.0))
+    assert [frame.startswith(MARK) for frame in frames] == [asked and wanted] * 3
+    assert sum(map(len, frames)) < 500 or not (asked and wanted)
+    (tmp_path / "again").mkdir()
+    async with served(tmp_path / "again", publisher(log, packing=Packing(1.0 if wanted else 0.0))) as stream:
+        got = await pulled(stream, log.epoch, 0, 3, deflate=asked)
+    assert [(e.cursor, e.body) for _, e in got] == [(e.cursor, e.body) for e in await log.read(0, 3)]
+
+
+async def test_no_more_is_packed_than_there_is_time_for(tmp_path: Path) -> None:
+    now = 0.0
+    packing = Packing(0.25, clock=lambda: now)
+    packing.spent(0.15)
+    assert [frame.startswith(MARK) for frame in await sent(tmp_path, filled(3), True, packing)] == [True] * 3
+    packing.spent(0.2)
+    (tmp_path / "later").mkdir()
+    assert [frame.startswith(MARK) for frame in await sent(tmp_path / "later", filled(3), True, packing)] == [False] * 3
+    now = 1.0
+    (tmp_path / "again").mkdir()
+    assert [frame.startswith(MARK) for frame in await sent(tmp_path / "again", filled(3), True, packing)] == [True] * 3
+
+
+async def test_what_takes_long_is_packed_and_unpacked_elsewhere(tmp_path: Path) -> None:
+    log, limits = MemoryLog(), Limits(max_group_bytes=400_000)
+    bodies = [random.Random(n).randbytes(OFF_LOOP_BYTES * (n + 1)) for n in range(3)]
+    for body in bodies:
+        append(log, body)
+    async with served(tmp_path, publisher(log, limits=limits)) as stream:
+        request = Pull(swarm=MANIFEST.id, epoch=log.epoch, cursor=0, max_groups=3, deflate=True)
+        assert [entry.body async for _, entry in pull(*stream, request, limits)] == bodies
+
+
+async def test_a_reader_that_unpacks_understands_a_publisher_that_does_not_pack(tmp_path: Path) -> None:
+    await answered(tmp_path, response(1), response(2), b"", deflate=True)
+
+
+@pytest.mark.parametrize(
+    ("frame", "asked", "error"),
+    [
+        (Deflater().pack(response(1)), False, WireError),  # not asked for
+        (Deflater().pack(bytes(1 << 20)), True, LimitError),
+        (MARK + (1000).to_bytes(4, "big") + Deflater().pack(bytes(1 << 20))[5:], True, WireError),
+        (Deflater().pack(response(1))[:-8], True, WireError),
+    ],
+)
+async def test_packed_frames_that_no_publisher_may_send(
+    tmp_path: Path, frame: bytes, asked: bool, error: type[Exception]
+) -> None:
+    with pytest.raises(error) as raised:
+        await answered(tmp_path, frame, b"", deflate=asked)
+    assert type(raised.value) is error
 
 
 # Credit and backlog ---------------------------------------------------------------------------------------------------

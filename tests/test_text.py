@@ -49,7 +49,7 @@ EOS, USER, THINK, OU = 258, 259, 260, 261
 
 def metaspace() -> HfTextCodec:
     """As Llama 2's: a space is put in front, characters without a token become byte tokens."""
-    pieces = ["<unk>", "<s>", "<eos>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcxyz ,.", "ab", "▁ab"]
+    pieces = ["<unk>", "<s>", "<eos>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcxyz,.", "ab", "▁ab"]
     vocabulary = {piece: n for n, piece in enumerate(pieces)}
     merges = [("a", "b"), ("▁", "ab")]
     backend = Tokenizer(
@@ -198,6 +198,68 @@ def test_whatever_is_sampled_adds_up_and_is_what_the_tokenizer_says(ids: list[in
         kept = [token for token in ids if token != codec.eos_id]
         if "\ufffd" not in text and OU not in kept:  # byte-level decoders misread an added "où"
             assert text == reference(codec, kept)
+
+
+# Ids from lengths ----------------------------------------------------------------------------------------------------
+
+
+def retraced(codec: HfTextCodec, ids: list[int]) -> tuple[list[int] | None, str]:
+    """What is found by text and lengths alone, and the text."""
+    text, lengths = codec.decode(np.array(ids, np.int32))
+    finish = FinishReason.STOP if ids[-1:] == [codec.eos_id] else FinishReason.LENGTH
+    found = codec.retrace(text, lengths, finish)
+    return (None if found is None else found.tolist()), text
+
+
+@given(st.lists(st.sampled_from([*range(0x20, 0x7F), 256, 257, USER, THINK, OU]), max_size=30), st.booleans())
+def test_whole_characters_tell_which_tokens_they_were_canonical_or_not(ids: list[int], ended: bool) -> None:
+    ids = [*ids, *[EOS] * ended]
+    assert retraced(BYTES, ids) == (ids, BYTES.decode(np.array(ids, np.int32))[0])
+
+
+@given(st.lists(st.integers(0, 280), max_size=30))
+def test_whatever_is_retraced_decodes_to_the_same(ids: list[int]) -> None:
+    for codec in (BYTES, METASPACE):
+        found, text = retraced(codec, ids)
+        if found is not None:
+            again, lengths = codec.decode(np.array(found, np.int32))
+            assert again == text
+            assert lengths.tolist() == codec.decode(np.array(ids, np.int32))[1].tolist()
+
+
+@pytest.mark.parametrize(
+    ("codec", "ids"),
+    [
+        (BYTES, [*"🐝".encode(), ord("a"), 256, EOS]),  # four tokens, one character
+        (BYTES, [*"🐝ż".encode()]),
+        (BYTES, [EOS]),
+        (BYTES, []),
+        (METASPACE, METASPACE.encode("ab é", FinishReason.STOP).tolist()),
+        (METASPACE, METASPACE.encode("a b", FinishReason.LENGTH).tolist()),
+    ],
+)
+def test_what_the_tokenizer_itself_would_write_is_found_where_bytes_do_not_tell(
+    codec: HfTextCodec, ids: list[int]
+) -> None:
+    assert retraced(codec, ids)[0] == ids
+
+
+@pytest.mark.parametrize(
+    ("codec", "text", "lengths", "finish"),
+    [
+        (BYTES, "ab", [1], FinishReason.LENGTH),  # of another text
+        (BYTES, "ab", [3], FinishReason.LENGTH),
+        (BYTES, "abcd", [4], FinishReason.LENGTH),  # no token
+        (BYTES, "ab", [0, 2], FinishReason.LENGTH),  # one token, which is said to be two
+        (BYTES, "é", [1, 1], FinishReason.LENGTH),  # half a character
+        (BYTES, "a", [1, 1], FinishReason.STOP),  # an end that has a byte
+        (BYTES, "a\ufffd", [1, 0, 3], FinishReason.LENGTH),  # what was there is lost
+        (BYTES, "a", [-1, 2], FinishReason.LENGTH),
+        (WORDS, "dog", [3], FinishReason.LENGTH),  # not known what bytes its tokens have
+    ],
+)
+def test_lengths_that_name_no_tokens(codec: HfTextCodec, text: str, lengths: list[int], finish: FinishReason) -> None:
+    assert codec.retrace(text, np.array(lengths, np.int32), finish) is None
 
 
 def test_prompt_through_the_chat_template() -> None:

@@ -110,6 +110,14 @@ class TextCodec(Protocol):
         """int32 [T]: canonical ids of a response; the end-of-sequence token is appended iff finish is STOP."""
         ...
 
+    def retrace(self, text: str, byte_lengths: np.ndarray, finish: FinishReason) -> np.ndarray | None:
+        """int32 [T]: the ids that `decode` made `text` and these lengths (int32 [T]) of, canonical or not.
+
+        A token's bytes nearly always name it. Where they do not (two tokens of the same bytes, several that share a
+        character), the canonical ones are taken if they fit; None if they do not, and for tokenizers of which it is not
+        known what bytes a token has. Whatever is returned decodes to just that."""
+        ...
+
     def decode(self, ids: np.ndarray) -> tuple[str, np.ndarray]:
         """Text without end-of-sequence, and int32 [T]: how many of its UTF-8 bytes each token completed.
 

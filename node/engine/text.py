@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,7 @@ class HfTextCodec:
         self._responses.encode_special_tokens = True  # as characters: "<eos>" in a peer's text ends nothing
         self._vocab_size = 1 + max(self._prompts.get_vocab(with_added_tokens=True).values())
         self._table: TokenBytes | None = token_bytes(self._prompts)
+        self._unambiguous = self._table.unambiguous() if self._table is not None else {}
         self._fingerprint = _fingerprint(definition, self._eos_id)
         self._takes_system = self._render_takes_system()
 
@@ -119,6 +121,36 @@ class HfTextCodec:
         lengths = np.zeros(len(ids), dtype=np.int32)
         lengths[kept] = credits
         return text, lengths
+
+    def retrace(self, text: str, byte_lengths: np.ndarray, finish: FinishReason) -> np.ndarray | None:
+        ended = int(finish is FinishReason.STOP)
+        inner = byte_lengths[: len(byte_lengths) - ended].tolist()
+        ids = [] if self._table is None else self._retraced(text.encode(), inner)
+        found = np.asarray([*ids, *[self._eos_id] * ended], dtype=np.int32)
+        if len(found) != len(byte_lengths):
+            return None
+        # What spells a text in some way was not always sampled in that way: only the way back tells.
+        again, lengths = self.decode(found)
+        return found if again == text and np.array_equal(lengths, byte_lengths) else None
+
+    def _retraced(self, text: bytes, byte_lengths: Sequence[int]) -> list[int]:
+        """Ids of a text without end-of-sequence; cut short where they cannot be told."""
+        ids, start, tokens = list[int](), 0, 0
+        for length in byte_lengths:
+            tokens += 1
+            if length == 0 and len(ids) + tokens < len(byte_lengths):
+                continue  # the middle of a character, which a later token completes
+            piece, start = text[start : start + length], start + length
+            # The pieces of a character that has as many bytes as tokens are its bytes.
+            parts = [piece] if tokens == 1 else [bytes([byte]) for byte in piece] if tokens == length else []
+            named = [self._unambiguous[part] for part in parts if part in self._unambiguous]
+            begins = self._table is not None and self._table.leading_spaces > 0 and not ids
+            ids += named if len(named) == tokens and not begins else self._canonical(piece)
+            tokens = 0
+        return ids
+
+    def _canonical(self, piece: bytes) -> list[int]:
+        return self._responses.encode(piece.decode(errors="replace"), add_special_tokens=False).ids
 
     def _encode_prompt(self, text: str) -> np.ndarray:
         """int32 [P], special tokens as themselves."""

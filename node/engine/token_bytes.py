@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,16 @@ class TokenBytes:
     """An id that is not in it (models pad their vocabularies) stands for nothing."""
     leading_spaces: int = 0
     """Spaces that the decoder takes off the beginning of a text."""
+
+    fallback: frozenset[int] = frozenset()
+    """Ids of a byte each, that the tokenizer writes only where no others will do."""
+
+    def unambiguous(self) -> dict[bytes, int]:
+        """Bytes -> the one id that stands for them, or the one that is no fallback."""
+        others = {token: piece for token, piece in self.table.items() if piece and token not in self.fallback}
+        times = Counter(others.values())
+        names = {self.table[token]: token for token in self.fallback if self.table[token] not in times}
+        return names | {piece: token for token, piece in others.items() if times[piece] == 1}
 
     def of(self, ids: Sequence[int]) -> list[bytes]:
         pieces = [self.table.get(token, b"") for token in ids]
@@ -63,7 +74,8 @@ def token_bytes(tokenizer: Tokenizer) -> TokenBytes | None:
         stripped = int(steps[0].get("prepend_scheme", "always") != "never")
     else:
         stripped = sum(int(step["start"]) for step in steps if step["type"] == "Strip")
-    return TokenBytes(table=table | added, leading_spaces=stripped)
+    fallbacks = (token for piece, token in vocabulary.items() if fallback and _BYTE_TOKEN.fullmatch(piece))
+    return TokenBytes(table=table | added, leading_spaces=stripped, fallback=frozenset(fallbacks))
 
 
 def credit_bytes(pieces: Sequence[bytes]) -> tuple[str, np.ndarray]:

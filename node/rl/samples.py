@@ -218,7 +218,7 @@ def _foreign_rows(
         turn = _single_turn(experience.group.rollouts[index])
         if turn is None or turn.finish is FinishReason.ERROR or (rule.distinct and turn[:2] in seen):
             continue
-        tokens = _our_tokens(turn, codec, trust_ids=same_tokenizer)
+        tokens = _our_tokens(turn, codec, same_tokenizer)
         if tokens is not None and len(prompt_ids) + len(tokens[0]) <= room:
             seen.add((turn.text, turn.finish))
             row = _row(experience, index, turn, prompt_ids, tokens, now)
@@ -250,13 +250,19 @@ def _row(
     )
 
 
-def _our_tokens(turn: _SampledTurn, codec: TextCodec, *, trust_ids: bool) -> tuple[np.ndarray, np.ndarray] | None:
-    """(ids, byte lengths) of a peer's response: the peer's own ids where they are ours too and spell the text, else the
-    canonical ones. None where it has no tokens, or none that spell it."""
-    ids = turn.sampled.ids
-    if int(turn.sampled.byte_lengths.sum()) != len(turn.text.encode()):
+def _our_tokens(turn: _SampledTurn, codec: TextCodec, same_tokenizer: bool) -> tuple[np.ndarray, np.ndarray] | None:
+    """(ids, byte lengths) of a peer's response: the peer's own ids where its tokenizer is ours and the lengths tell
+    them (or they came along, and spell the text), else the canonical ones. None where it has no tokens, or none that
+    spell it."""
+    sampled = turn.sampled
+    if int(sampled.byte_lengths.sum()) != len(turn.text.encode()):
         return None
-    if not trust_ids or ids is None or not _valid(ids, turn.finish, codec) or codec.decode(ids)[0] != turn.text:
+    ids = sampled.ids
+    if not same_tokenizer:
+        ids = None
+    elif ids is None or not _valid(ids, turn.finish, codec) or codec.decode(ids)[0] != turn.text:
+        ids = codec.retrace(turn.text, sampled.byte_lengths, turn.finish)
+    if ids is None:
         ids = codec.encode(turn.text, turn.finish)
     decoded, byte_lengths = codec.decode(ids)
     return (ids, byte_lengths) if len(ids) and decoded == turn.text else None

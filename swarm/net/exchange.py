@@ -31,6 +31,7 @@ from swarm.net.dialback import REACH, DialBack
 from swarm.net.directory import Participant, open_directory
 from swarm.net.following import CursorStore, Following
 from swarm.net.p2pd import stack_config
+from swarm.net.packing import CORE_SHARE, Packing
 from swarm.net.peertable import PeerTable
 from swarm.net.rates import Meter, Rate, Shares
 from swarm.net.relay import Rules, Shelf, Wishes
@@ -94,7 +95,8 @@ class P2PExchange:
         self._appetite = appetite
         upload = _meter(settings.upload_groups_per_s, settings.upload_mbit, settings)
         self._download = _meter(settings.download_groups_per_s, settings.download_mbit, settings, self._wanted)
-        self._publisher = Publisher(membership, log, limits, upload)
+        packing = Packing(CORE_SHARE if settings.compression else 0.0)
+        self._publisher = Publisher(membership, log, limits, upload, packing=packing)
         rules = Rules(
             me=identity.peer_id,
             max_hops=settings.relay_max_hops,
@@ -103,7 +105,7 @@ class P2PExchange:
             max_clock_skew_s=limits.max_clock_skew_s,
         )
         shelf = Shelf(rules, settings.relay_groups_per_s, time.monotonic())
-        self._relay = Relay(membership, shelf, upload, time.monotonic, time.time)
+        self._relay = Relay(membership, shelf, upload, time.monotonic, time.time, packing=packing)
         self._relay_reader = RelayReader(
             me=identity.peer_id,
             membership=membership,
@@ -113,6 +115,7 @@ class P2PExchange:
             known=known or _nothing_known,
             clock=time.monotonic,
             wall=time.time,
+            deflate=settings.compression,
         )
         self._following = Following(
             me=identity.peer_id,
@@ -128,6 +131,7 @@ class P2PExchange:
             uses=self._uses,
             worth=worth,
             rng=self._rng,
+            deflate=settings.compression,
         )
         self._announcement: Announcement | None = None
         self._participant = Participant(

@@ -114,12 +114,14 @@ class Following:
         uses: Uses,
         worth: Callable[[], Sequence[CellValue]],
         rng: random.Random,
+        deflate: bool = True,
     ) -> None:
         """`meter`: what we take in; `appetite`: groups per second that we want of it. `relays` None: from logs only.
-        `uses`: what peers brought so far; `worth`: our own values, for what peers might bring."""
+        `uses`: what peers brought so far; `worth`: our own values, for what peers might bring. `deflate`: let them
+        pack what they send."""
         self._me, self._membership, self._limits = me, membership, limits
         self._table, self._standing, self._cursors, self._rng = table, standing, cursors, rng
-        self._meter, self._appetite, self._relays = meter, appetite, relays
+        self._meter, self._appetite, self._relays, self._deflate = meter, appetite, relays, deflate
         self._seats = Seats(follow, table, standing, uses, worth, rng)
         self.queue: asyncio.Queue[Pulled | None] = asyncio.Queue(QUEUE_GROUPS)
         """None is nothing but a reason to look up (`wake`)."""
@@ -159,6 +161,8 @@ class Following:
         finally:
             if beside is not None:
                 await end(beside)
+        with suppress(NetworkError):
+            await stack.value(peer, False)
         self._standing.rest(peer, REST_S)
 
     async def _keep(self, peer: PeerId, open_stream: Callable[[], AsyncGenerator[Pulled, None]]) -> None:
@@ -205,6 +209,7 @@ class Following:
                 max_groups=window,
                 membership=self._membership.proof(self._me),
                 max_backlog=backlog(rate, self._seats.taken),
+                deflate=self._deflate,
             )
             allowed = partial(self._meter.take, peer)
             async with aclosing(pull(reader, writer, request, self._limits, allowed)) as responses:
@@ -233,6 +238,7 @@ class Following:
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         announcement = self._table.get(peer)
         await stack.connect(peer, announcement.addresses if announcement is not None else ())
+        await stack.value(peer, True)
         return await stack.open_stream(peer, protocol)
 
     def _advance(self, peer: PeerId, epoch: bytes, cursor: int) -> None:

@@ -20,6 +20,8 @@ from swarm.net.settings import P2PSettings
 
 STARTUP_TIMEOUT_S = 120.0
 CLOSE_TIMEOUT_S = 3.0
+GRACE_S = 20
+"""That a new connection has until it may be closed as one that nobody uses."""
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,8 @@ class StackConfig:
     """Multiaddrs of peers that may relay for us; dead ones do no harm."""
     reachability: Literal["auto", "public", "private"] = "auto"
     port_mapping: bool = False
+    connections: int = 512
+    """There may be; then those that nobody uses are closed, until there are half as many."""
 
 
 def stack_config(settings: P2PSettings, identity_path: Path, book: AddressBook) -> StackConfig:
@@ -55,6 +59,7 @@ def stack_config(settings: P2PSettings, identity_path: Path, book: AddressBook) 
         relays=settings.trusted_relays,
         reachability=settings.reachability,
         port_mapping=settings.port_mapping and not settings.local,
+        connections=settings.connections,
     )
 
 
@@ -62,7 +67,7 @@ async def launch(config: StackConfig, directory: Path) -> P2P:
     """A daemon whose sockets are in `directory`. It starts without any peer: it would exit if none of its bootstrap
     peers answered, so they are connected to afterwards. Raises NetworkError when it does not start."""
     _quiet()
-    private = type("P2P", (P2P,), {"_UNIX_SOCKET_PREFIX": f"/unix{directory}/"})
+    private = _private(directory, config.connections)
     starting = asyncio.create_task(
         private.create(
             host_maddrs=config.listen or None,
@@ -111,6 +116,20 @@ async def settled(tasks: set[asyncio.Task[Any]], timeout: float) -> bool:
         if not task.cancelled():
             task.exception()
     return not late
+
+
+def _private(directory: Path, connections: int) -> type[P2P]:
+    """hivemind's class with what it has no arguments for: where sockets are made, how many connections there may be."""
+    limits = {"connLo": connections // 2, "connHi": connections, "connGrace": f"{GRACE_S}s"}
+
+    class PrivateP2P(P2P):
+        _UNIX_SOCKET_PREFIX = f"/unix{directory}/"
+
+        @staticmethod
+        def _make_process_args(*args: Any, **kwargs: Any) -> list[str]:
+            return P2P._make_process_args(*args, **kwargs, **limits)
+
+    return PrivateP2P
 
 
 def _quiet() -> None:

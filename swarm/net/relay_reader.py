@@ -14,13 +14,15 @@ from swarm.errors import LimitError, NetworkError, WireError
 from swarm.limits import Limits
 from swarm.membership import Membership
 from swarm.net.base import Received
-from swarm.net.frames import end, read_frame, write_frame
+from swarm.net.frames import end, write_frame
+from swarm.net.packing import read_message
 from swarm.net.rates import Meter, TokenBucket
 from swarm.net.relay import MAX_ASKED, Asked, Wishes
 from swarm.net.streams import ENVELOPE_BYTES, IDLE_S
 from swarm.types import GroupId, PeerId
 from swarm.wire.codec import group_id
-from swarm.wire.relay import Offer, Relayed, decode_relay_response, encode_relay_request, encode_wants
+from swarm.wire.deflate import Inflater
+from swarm.wire.relay import Offer, Relayed, RelayPull, decode_relay_response, encode_relay_request, encode_wants
 
 ASK_BATCH = 8
 """Groups that are asked for at once."""
@@ -55,10 +57,12 @@ class RelayReader:
         known: Callable[[GroupId], Awaitable[bool]],
         clock: Clock,
         wall: Clock,
+        deflate: bool = True,
     ) -> None:
+        """`deflate`: let relays pack what they send."""
         self._me, self._membership, self._limits = me, membership, limits
         self._wishes, self._meter, self._known = wishes, meter, known
-        self._clock, self._wall = clock, wall
+        self._clock, self._wall, self._deflate = clock, wall, deflate
 
     async def read(
         self, peer: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -66,13 +70,16 @@ class RelayReader:
         """What the relay `peer` sends of what it was asked for; ends with its empty frame.
 
         Raises NetworkError when the stream breaks, WireError (LimitError) for what no honest relay does."""
-        await write_frame(writer, encode_relay_request(self._membership.swarm, self._membership.proof(self._me)))
-        stream = _Stream()
+        ours = self._membership
+        asked = RelayPull(swarm=ours.swarm, membership=ours.proof(self._me), deflate=self._deflate)
+        await write_frame(writer, encode_relay_request(asked))
+        stream, inflater = _Stream(), Inflater() if self._deflate else None
         asking = asyncio.create_task(self._ask(peer, writer, stream))
         attention = TokenBucket(OFFERS_PER_S, self._clock())
         try:
-            while frame := await read_frame(reader, self._limits.max_group_bytes + ENVELOPE_BYTES, IDLE_S):
-                said = decode_relay_response(frame)
+            limit = self._limits.max_group_bytes + ENVELOPE_BYTES
+            while message := await read_message(reader, inflater, limit, IDLE_S):
+                said = decode_relay_response(message)
                 if not isinstance(said, Relayed):
                     attention.take(len(said) + 1, self._clock())
                     for offer in said:

@@ -5,7 +5,8 @@ On a libp2p stream of protocol RELAY, in frames (`swarm.net.frames`):
     reader  -> RelayRequest, RelayWants, RelayWants, ...
     relay   -> RelayResponse (offers, or one group), ... and an empty frame: "that is all for now, ask again"
 
-Nothing is sent that was not asked for. `swarm.net.relay_reader` is the other end.
+Nothing is sent that was not asked for; frames are packed as in `swarm.net.streams`. The other end:
+`swarm.net.relay_reader`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from swarm.errors import LimitError, SwarmError, WireError
 from swarm.membership import Membership
 from swarm.net.base import Received
 from swarm.net.frames import end, first_of, hold_little, read_frame, write_frame, write_frames
+from swarm.net.packing import Packing
 from swarm.net.places import Place, Places
 from swarm.net.rates import Meter
 from swarm.net.relay import ASK_S, MAX_ASKED, Shelf
@@ -28,6 +30,7 @@ from swarm.wire.relay import (
     MAX_OFFERS,
     MAX_WANTS,
     Relayed,
+    RelayPull,
     decode_relay_request,
     decode_wants,
     encode_offers,
@@ -51,10 +54,19 @@ class Relay:
     """Serves what is on the shelf, within the same limits as our own log."""
 
     def __init__(
-        self, membership: Membership, shelf: Shelf, meter: Meter, clock: Clock, wall: Clock, stream_s: float = STREAM_S
+        self,
+        membership: Membership,
+        shelf: Shelf,
+        meter: Meter,
+        clock: Clock,
+        wall: Clock,
+        stream_s: float = STREAM_S,
+        packing: Packing | None = None,
     ) -> None:
+        """`packing`: shared with whatever else the node sends; one of its own if None."""
         self._membership, self._shelf, self._meter = membership, shelf, meter
         self._clock, self._wall, self._stream_s = clock, wall, stream_s
+        self._packing = packing or Packing()
         self._streams = Places(MAX_STREAMS, MAX_STREAMS_PER_PEER)
         self._news = asyncio.Event()
 
@@ -70,33 +82,37 @@ class Relay:
             async with self._streams.take(peer, self._stream_s + REQUEST_S) as place:
                 hold_little(writer)
                 with place.waiting():
-                    swarm, proof = decode_relay_request(await read_frame(reader, MAX_READER_BYTES, REQUEST_S))
-                if complaint := self._membership.complaint(swarm, peer, proof):
+                    asked = decode_relay_request(await read_frame(reader, MAX_READER_BYTES, REQUEST_S))
+                if complaint := self._membership.complaint(asked.swarm, peer, asked.membership):
                     raise WireError(complaint)
-                await self._send(place, reader, writer)
+                await self._send(asked, place, reader, writer)
         except (SwarmError, OSError) as error:
             writer.transport.abort()
             logger.debug("%s: relay stream ended: %s", peer, error)
 
-    async def _send(self, place: Place, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _send(
+        self, asked: RelayPull, place: Place, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         deadline = self._clock() + self._stream_s
         number = max(self._shelf.head - FIRST_OFFERS, 0)
         wanted = _Wanted()
+        packer = self._packing.open(asked.deflate)
         listening = asyncio.create_task(_listen(reader, wanted, self._clock))
         try:
             while not listening.done() and (rest := deadline - self._clock()) > 0:
                 pause = self._shelf.fill(self._clock(), self._wall())
-                frames, groups = [], 0
+                messages, groups = [], 0
                 if self._shelf.head > number:
                     offers = self._shelf.after(number, place.peer, self._wall())
                     number = self._shelf.head
-                    frames = [encode_offers(offers[i : i + MAX_OFFERS]) for i in range(0, len(offers), MAX_OFFERS)]
+                    messages = [encode_offers(offers[i : i + MAX_OFFERS]) for i in range(0, len(offers), MAX_OFFERS)]
                 elif wanted.ids:
-                    frames, groups = self._page(wanted)
+                    messages, groups = self._page(wanted)
                 else:
                     timeout = rest if pause is None else min(rest, pause)
                     await first_of(self._news.wait(), wanted.some(), until=listening, timeout=timeout)
-                if frames:
+                if messages:
+                    frames = await packer.frames(messages)
                     await self._meter.take(place.peer, groups, sum(map(len, frames)))
                     with place.waiting():
                         await write_frames(writer, frames)
@@ -105,16 +121,16 @@ class Relay:
         await write_frame(writer, b"")
 
     def _page(self, wanted: _Wanted) -> tuple[list[bytes], int]:
-        """As many of the wanted as go together, and how many of the frames are groups."""
-        frames, size, groups = [], 0, 0
+        """As many of the wanted as go together, and how many of the messages are groups."""
+        messages, size, groups = [], 0, 0
         while wanted.ids and size < PAGE_BYTES:
             id, since = wanted.ids.popleft()
             shelved = self._shelf.get(id) if self._clock() - since < WANT_S else None
             body, signature = (shelved.received.body, shelved.received.signature) if shelved else (b"", b"")
-            frames.append(encode_relayed(Relayed(id=id, body=body, signature=signature)))
+            messages.append(encode_relayed(Relayed(id=id, body=body, signature=signature)))
             size += len(body)
             groups += shelved is not None
-        return frames, groups
+        return messages, groups
 
 
 class _Wanted:

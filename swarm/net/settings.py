@@ -29,15 +29,21 @@ class P2PSettings(BaseModel):
     heartbeat_s: Annotated[float, Field(gt=0, le=MAX_HEARTBEAT_S)] = 20.0
     """How often we say that we are alive; three times as long without a word, and we are taken for gone."""
     upload_mbit: PositiveFloat = 100.0
-    """Megabits of groups per second that we send, all readers together; when it is short they share it."""
+    """Megabits per second that we send, all readers together, compressed; when it is short they share it."""
     upload_groups_per_s: PositiveFloat = 1000.0
     """Groups per second that we send, likewise."""
     download_mbit: PositiveFloat = 100.0
-    """Megabits of groups per second that we take in, from all peers together."""
+    """Megabits of groups per second that we take in, from all peers together; what they are before compression."""
     download_groups_per_s: PositiveFloat = 256.0
     """Groups per second that we take in at most. Peers' older ones are skipped when they have more for us."""
     peer_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Of each of these four, at most this share with one peer."""
+    compression: bool = True
+    """Let peers compress what they send us, and compress for those who let us: about half the bytes, for at most a
+    quarter of a core. Peers that do not are understood either way."""
+    connections: Annotated[int, Field(ge=32)] = 512
+    """Libp2p connections; when there are more, those that nobody uses are closed, the followed peers' last. A seed peer
+    of a large swarm may want more."""
     relay_groups: bool = True
     """Pass peers' groups on that were useful to us, and take them from those who do."""
     relay_groups_per_s: PositiveFloat = 8.0

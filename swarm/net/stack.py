@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Never, TypeVar
 
 from hivemind.p2p import P2P, PeerID
@@ -32,6 +33,7 @@ from hivemind.proto import p2pd_pb2 as untyped_pb2
 from swarm.errors import NetworkError, WireError
 from swarm.net.addresses import is_loopback, parse
 from swarm.net.guards import HandlerTasks, PendingCalls
+from swarm.net.limiter import Answer, StreamLimiter
 from swarm.net.multiaddr import pack, unpack
 from swarm.net.p2pd import CLOSE_TIMEOUT_S, StackConfig, end, launch, settled
 from swarm.net.rundir import run_directory
@@ -44,6 +46,8 @@ CONTROL_TIMEOUT_S = 10.0
 """For what the daemon answers by itself."""
 DIAL_TIMEOUT_S = 20.0
 WATCH_INTERVAL_S = 10.0
+VALUED, VALUED_WEIGHT = "followed", 100
+"""Of the daemon's connection manager. Its own routing table gives its peers 5."""
 
 logger = logging.getLogger(__name__)
 p2pd_pb2: Any = untyped_pb2  # Generated without type stubs.
@@ -63,6 +67,7 @@ class Stack:
         self._pending = PendingCalls()
         self._control._pending_calls = self._pending
         self._control._handler_tasks = HandlerTasks()
+        self._limiter = StreamLimiter(time.monotonic)
         self._serving: set[asyncio.Task[Any]] = set()
         self._left_behind: set[asyncio.Task[Any]] = set()
 
@@ -85,10 +90,18 @@ class Stack:
         return reader, writer
 
     async def serve(self, protocol: str, handler: StreamHandler) -> None:
-        """Hands every incoming stream of `protocol` to `handler`, in a task of its own, and closes it afterwards."""
+        """Hands every incoming stream of `protocol` that there is room for to `handler`, in a task of its own, and
+        closes it afterwards."""
 
         async def serve_stream(info: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = asyncio.create_task(handler(PeerId(info.peer_id.to_base58()), reader, writer))  # type: ignore[arg-type]
+            peer = PeerId(info.peer_id.to_base58())
+            answer = self._limiter.ask(peer, len(self._serving))
+            if answer is not Answer.SERVE:
+                writer.transport.abort()
+                if answer is Answer.HANG_UP:
+                    await self._hang_up(peer)
+                return
+            task = asyncio.create_task(handler(peer, reader, writer))  # type: ignore[arg-type]
             self._serving.add(task)
             try:
                 await asyncio.wait({task})
@@ -100,6 +113,20 @@ class Stack:
                 logger.error("%s failed for %s", protocol, info.peer_id, exc_info=error)
 
         await self.call(self.p2p.add_binary_stream_handler(protocol, serve_stream), CONTROL_TIMEOUT_S, "serving")
+
+    async def _hang_up(self, peer: PeerId) -> None:
+        request = p2pd_pb2.DisconnectRequest(peer=PeerID.from_base58(peer).to_bytes())
+        with suppress(NetworkError):
+            await self._tell(p2pd_pb2.Request(type=p2pd_pb2.Request.DISCONNECT, disconnect=request), "hanging up")
+        logger.debug("%s opens streams without end: hung up", peer)
+
+    async def value(self, peer: PeerId, valued: bool) -> None:
+        """Whether our connection to `peer` is to be kept before others when there are too many."""
+        kind = p2pd_pb2.ConnManagerRequest.TAG_PEER if valued else p2pd_pb2.ConnManagerRequest.UNTAG_PEER
+        request = p2pd_pb2.ConnManagerRequest(
+            type=kind, peer=PeerID.from_base58(peer).to_bytes(), tag=VALUED, weight=VALUED_WEIGHT
+        )
+        await self._tell(p2pd_pb2.Request(type=p2pd_pb2.Request.CONNMANAGER, connManager=request), f"valuing {peer}")
 
     def meter_unary(self, admits: Callable[[str, PeerId, int], bool]) -> None:
         """Asks `admits(method, peer, bytes)` before any unary request is parsed; what is refused gets an error."""
@@ -187,6 +214,10 @@ class Stack:
         response, _, writer = await self._ask(request, CONTROL_TIMEOUT_S, "asking the daemon for its addresses")
         writer.close()
         return _with_peer(response.identify.addrs, self.peer_id)
+
+    async def _tell(self, request: Any, what: str) -> None:
+        _, _, writer = await self._ask(request, CONTROL_TIMEOUT_S, what)
+        writer.close()
 
     async def _ask(
         self, request: Any, timeout: float, what: str

@@ -8,6 +8,9 @@ On a libp2p stream of protocol PULL, in frames (`swarm.net.frames`):
 The publisher sends as many groups as the reader has given credit for, and as fast as its own limits allow. A publisher
 that refuses (another swarm, too many streams) closes without the empty frame.
 
+A publisher packs its frames (`swarm.wire.deflate`) for a reader that says that it can unpack them. Such a reader takes
+plain ones all the same: older publishers send them.
+
 A log is a stream and not an archive: a reader who does not know it starts FIRST_CONTACT groups before its head; one who
 was away goes on from its cursor, but not from further back than it asked for, and never CATCH_UP groups: older ones are
 stale anyway. The same holds for one that falls behind on the way.
@@ -24,6 +27,7 @@ from swarm.limits import Limits
 from swarm.membership import Membership
 from swarm.net.base import GroupLog, LogEntry
 from swarm.net.frames import end, first_of, hold_little, read_frame, write_frame, write_frames
+from swarm.net.packing import Packing, read_message
 from swarm.net.places import Place, Places
 from swarm.net.rates import Meter
 from swarm.types import PeerId
@@ -37,6 +41,7 @@ from swarm.wire.codec import (
     encode_entry,
     encode_pull,
 )
+from swarm.wire.deflate import Inflater
 
 PULL = "/swarm/1/pull"
 
@@ -79,11 +84,12 @@ async def pull(
     credit = _Credit(wanted.max_groups)
     granting = asyncio.create_task(_grant(writer, wanted.max_groups, credit, allowed)) if allowed else None
     epoch, cursor = wanted.epoch, wanted.cursor
+    inflater = Inflater() if wanted.deflate else None
     try:
         while (credit.left or allowed) and (
-            frame := await read_frame(reader, limits.max_group_bytes + ENVELOPE_BYTES, IDLE_S)
+            message := await read_message(reader, inflater, limits.max_group_bytes + ENVELOPE_BYTES, IDLE_S)
         ):
-            new_epoch, entry = decode_entry(frame)
+            new_epoch, entry = decode_entry(message)
             if len(entry.body) > limits.max_group_bytes:
                 raise LimitError(f"a group of {len(entry.body)} bytes: must be at most {limits.max_group_bytes}")
             if new_epoch == epoch and entry.cursor <= cursor:
@@ -144,10 +150,17 @@ class Publisher:
     as fast as `meter` allows."""
 
     def __init__(
-        self, membership: Membership, log: GroupLog, limits: Limits, meter: Meter, stream_s: float = STREAM_S
+        self,
+        membership: Membership,
+        log: GroupLog,
+        limits: Limits,
+        meter: Meter,
+        stream_s: float = STREAM_S,
+        packing: Packing | None = None,
     ) -> None:
+        """`packing`: shared with whatever else the node sends; one of its own if None."""
         self._membership, self._log, self._limits, self._meter = membership, log, limits, meter
-        self._stream_s = stream_s
+        self._stream_s, self._packing = stream_s, packing or Packing()
         self._streams = Places(MAX_STREAMS, MAX_STREAMS_PER_PEER)
 
     async def serve(self, peer: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -172,6 +185,7 @@ class Publisher:
         deadline = loop.time() + self._stream_s
         cursor, backlog = first_cursor(asked, log.epoch, log.head)
         credit, page = _Credit(asked.max_groups), 1
+        packer = self._packing.open(asked.deflate)
         listening = asyncio.create_task(_listen(reader, credit))
         try:
             while not listening.done() and (rest := deadline - loop.time()) > 0:
@@ -188,15 +202,15 @@ class Publisher:
                     await first_of(log.wait(cursor), until=listening, timeout=rest)
                     continue
                 cursor = entries[-1].cursor
-                frames = [
+                messages = [
                     encode_entry(log.epoch, entry)
                     for entry in entries
                     if len(entry.body) <= self._limits.max_group_bytes
                 ]
-                size = sum(map(len, frames))
-                page = max(page // 2, 1) if size > PAGE_BYTES else min(2 * page, MAX_PAGE)
-                if frames:
-                    await self._meter.take(place.peer, len(frames), size)
+                page = max(page // 2, 1) if sum(map(len, messages)) > PAGE_BYTES else min(2 * page, MAX_PAGE)
+                if messages:
+                    frames = await packer.frames(messages)
+                    await self._meter.take(place.peer, len(frames), sum(map(len, frames)))
                     credit.add(-len(frames))
                     with place.waiting():
                         await write_frames(writer, frames)

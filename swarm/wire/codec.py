@@ -226,6 +226,8 @@ class Pull:
     """The reader's."""
     max_backlog: int = 0
     """When more than so many are waiting, the oldest are skipped; 0 leaves it to the publisher."""
+    deflate: bool = False
+    """The reader can unpack frames."""
 
 
 def encode_pull(pull: Pull) -> bytes:
@@ -238,6 +240,7 @@ def encode_pull(pull: Pull) -> bytes:
             max_groups=pull.max_groups,
             membership=pull.membership,
             max_backlog=pull.max_backlog,
+            deflate=pull.deflate,
         )
     _read_pull(request)
     return request.SerializeToString()
@@ -258,6 +261,7 @@ def _read_pull(request: pb.PullRequest) -> Pull:
         max_groups=request.max_groups,
         membership=bounds.proof(request.membership),
         max_backlog=request.max_backlog,
+        deflate=request.deflate,
     )
 
 

@@ -19,6 +19,17 @@ ID_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RelayPull:
+    """ "Tell me what you could pass on, and let me choose." """
+
+    swarm: str
+    membership: bytes = b""
+    """The reader's."""
+    deflate: bool = False
+    """The reader can unpack frames."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
     """A group that a relay could pass on. All but the id is the relay's word."""
 
@@ -44,15 +55,20 @@ class Relayed:
     signature: bytes
 
 
-def encode_relay_request(swarm: str, membership: bytes) -> bytes:
+def encode_relay_request(asked: RelayPull) -> bytes:
     with encoding():
-        return pb.RelayRequest(swarm=swarm, membership=membership).SerializeToString()
+        request = pb.RelayRequest(swarm=asked.swarm, membership=asked.membership, deflate=asked.deflate)
+        return request.SerializeToString()
 
 
-def decode_relay_request(data: bytes) -> tuple[str, bytes]:
-    """Swarm and proof of membership. Raises WireError unless both are within bounds."""
+def decode_relay_request(data: bytes) -> RelayPull:
+    """Raises WireError unless everything is within bounds."""
     request = parse(pb.RelayRequest(), data)
-    return bounds.label("swarm", request.swarm), bounds.proof(request.membership)
+    return RelayPull(
+        swarm=bounds.label("swarm", request.swarm),
+        membership=bounds.proof(request.membership),
+        deflate=request.deflate,
+    )
 
 
 def encode_offers(offers: Sequence[Offer]) -> bytes:

@@ -235,7 +235,6 @@ def producer(config: NodeConfig, policy: Policy, judge: ProcessJudge, generator:
         model=policy.fingerprint,
         codec=policy.codec,
         sampling=config.sampler.params,
-        share_ids=True,
     )
     running = Holds()
     return Producer(

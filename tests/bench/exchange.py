@@ -42,8 +42,10 @@ def verdict(found: Spread) -> str:
 
 
 def report_throughput(options: argparse.Namespace) -> None:
-    print("| groups/s | median | rounds |\n|---|---|---|")
-    for through, groups in (("exchange", options.groups), ("pool", options.pool_groups)):
+    print("| groups/s | median | rounds | CPU ms a group: publisher | reader | daemons |\n|---|---|---|---|---|---|")
+    rows = [("exchange", True), ("exchange", False)] * options.turns + [("pool", True)]
+    for through, compression in rows:
+        groups = options.groups if through == "exchange" else options.pool_groups
         rates = uvloop.run(
             throughput.measure(
                 through=through,
@@ -51,11 +53,17 @@ def report_throughput(options: argparse.Namespace) -> None:
                 groups=groups,
                 rollouts=options.rollouts,
                 tokens=options.tokens,
+                compression=compression,
             )
         )
         each = " ".join(f"{rate:.0f}" for rate in rates.groups_per_s)
         median = statistics.median(rates.groups_per_s)
-        print(f"| journal -> {through}, {rates.body_bytes} bytes each | {median:.0f} | {each} |", flush=True)
+        how = "" if compression else ", not compressed"
+        spent = f"{rates.publisher_ms:.2f} | {rates.reader_ms:.2f} | {rates.daemons_ms:.2f}"
+        print(
+            f"| journal -> {through}, {rates.body_bytes} bytes each{how} | {median:.0f} | {each} | {spent} |",
+            flush=True,
+        )
 
 
 def report_wire(options: argparse.Namespace) -> None:
@@ -107,6 +115,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--groups", type=int, default=2000, help="per round")
     one.add_argument("--pool-groups", type=int, default=400, help="per round, through the verdict")
     one.add_argument("--rounds", type=int, default=3)
+    one.add_argument("--turns", type=int, default=1, help="each with and without compression, on the exchange")
     for each in ("latency", "throughput"):
         commands.choices[each].add_argument("--rollouts", type=int, default=8)
         commands.choices[each].add_argument("--tokens", type=int, default=256, help="per rollout")

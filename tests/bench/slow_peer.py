@@ -127,7 +127,6 @@ def _producer(peer: Peer, generator: Sleeping, seed: int) -> Producer:
         model="none",
         codec=Characters(),
         sampling=PARAMS,
-        share_ids=True,
     )
     return Producer(
         config=config,

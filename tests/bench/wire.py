@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import random
 import statistics
-import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from swarm.net.base import LogEntry
 from swarm.types import RolloutGroup
 from swarm.wire.codec import encode_entry, seal
+from swarm.wire.deflate import Deflater
 from tests.bench.texts import CUTS, KINDS, make_group
 from tests.builders import MANIFEST, identity, task_ref
 
 FRAME_BYTES = 4
 LOGPROB_BYTES = 2.0
 CREATED_AT = 1.8e9
+APART_S = 1.234567
+"""Between two groups."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,35 +30,55 @@ class Cost:
     lengths: float
     rest: float
     """Everything else: task, names, signature, cursor, frame."""
-    total: float
-    with_ids: float
-    """The same group with token ids."""
-    deflated: float
-    """Without ids, the frame compressed with DEFLATE (level 6), which the wire format does not do."""
+    plain: float
+    """All of it, to a reader that does not unpack."""
+    first: float
+    """All of it, packed: as the first group of a stream."""
+    packed: float
+    """As one of many."""
+    ids: float
+    """More than that if token ids were sent, which they are not."""
 
 
-def cost(bare: RolloutGroup, with_ids: RolloutGroup) -> Cost:
-    """Of a group as a peer gets it that pulls a log. `with_ids` is the same one with token ids."""
-    tokens, frame = bare.num_sampled, frame_of(bare)
-    turns = [turn for rollout in bare.rollouts for turn in rollout.turns]
-    text = sum(len(turn.text.encode()) for turn in turns)
-    lengths = sum(varint_bytes(int(length)) for turn in turns if turn.sampled for length in turn.sampled.byte_lengths)
+def costs(bare: Sequence[RolloutGroup], with_ids: Sequence[RolloutGroup]) -> Cost:
+    """The mean of groups as a peer gets them that pulls a log, one after the other. `with_ids` are the same ones with
+    token ids."""
+    tokens = bare[0].num_sampled
+    stream, ids_stream = Deflater(), Deflater()
+    packed = [packed_frame(group, stream) / tokens for group in bare]
+    with_ids_packed = [packed_frame(group, ids_stream) / tokens for group in with_ids]
+    parts = [_parts(group) for group in bare]
+    text, lengths, rest, plain = (statistics.mean(column) for column in zip(*parts, strict=True))
     return Cost(
-        text=text / tokens,
+        text=text,
         logprobs=LOGPROB_BYTES,
-        lengths=lengths / tokens,
-        rest=(len(frame) - text - lengths) / tokens - LOGPROB_BYTES,
-        total=len(frame) / tokens,
-        with_ids=len(frame_of(with_ids)) / tokens,
-        deflated=(len(zlib.compress(frame[FRAME_BYTES:], 6)) + FRAME_BYTES) / tokens,
+        lengths=lengths,
+        rest=rest,
+        plain=plain,
+        first=statistics.mean(packed_frame(group, Deflater()) / tokens for group in bare),
+        packed=statistics.mean(packed[1:]),
+        ids=statistics.mean(with_ids_packed[1:]) - statistics.mean(packed[1:]),
     )
 
 
-def frame_of(group: RolloutGroup) -> bytes:
-    """What goes through a stream for it."""
+def _parts(group: RolloutGroup) -> tuple[float, float, float, float]:
+    """Bytes per token: text, lengths, rest, all."""
+    tokens, frame = group.num_sampled, FRAME_BYTES + len(message_of(group))
+    turns = [turn for rollout in group.rollouts for turn in rollout.turns]
+    text = sum(len(turn.text.encode()) for turn in turns)
+    lengths = sum(varint_bytes(int(length)) for turn in turns if turn.sampled for length in turn.sampled.byte_lengths)
+    return text / tokens, lengths / tokens, (frame - text - lengths) / tokens - LOGPROB_BYTES, frame / tokens
+
+
+def packed_frame(group: RolloutGroup, stream: Deflater) -> int:
+    """Bytes that go through a stream for it, as the next one."""
+    return FRAME_BYTES + len(stream.pack(message_of(group)))
+
+
+def message_of(group: RolloutGroup) -> bytes:
     signed = seal(group, identity())
-    entry = LogEntry(cursor=1000, body=signed.body, signature=signed.signature)
-    return bytes(FRAME_BYTES) + encode_entry(bytes(16), entry)
+    # Not all zeros, which would be compressed away.
+    return encode_entry(bytes(range(16)), LogEntry(cursor=1000, body=signed.body, signature=signed.signature))
 
 
 def varint_bytes(value: int) -> int:
@@ -64,7 +87,7 @@ def varint_bytes(value: int) -> int:
 
 
 def measure(kind: str, cut: str, *, rollouts: int, tokens: int, groups: int) -> Cost:
-    """The mean of `groups` different groups."""
+    """Of `groups` different groups, at least 2."""
 
     def made(number: int, ids: bool) -> RolloutGroup:
         return make_group(
@@ -77,11 +100,10 @@ def measure(kind: str, cut: str, *, rollouts: int, tokens: int, groups: int) -> 
             kind=kind,
             cut=cut,
             ids=ids,
-            created_at=CREATED_AT,
+            created_at=CREATED_AT + APART_S * number,
         )
 
-    costs = [cost(made(i, ids=False), made(i, ids=True)) for i in range(groups)]
-    return Cost(**{each.name: statistics.mean(getattr(c, each.name) for c in costs) for each in fields(Cost)})
+    return costs([made(i, ids=False) for i in range(groups)], [made(i, ids=True) for i in range(groups)])
 
 
 def report(tokens: int, groups: int) -> str:

@@ -31,7 +31,16 @@ from swarm.wire.codec import (
     encode_pull,
     seal,
 )
-from swarm.wire.relay import Offer, Relayed, encode_offers, encode_relay_request, encode_relayed, encode_wants
+from swarm.wire.deflate import MARK, Deflater
+from swarm.wire.relay import (
+    Offer,
+    Relayed,
+    RelayPull,
+    encode_offers,
+    encode_relay_request,
+    encode_relayed,
+    encode_wants,
+)
 from tests.builders import MANIFEST, NOW, announcement, cell_value, group, identity, rollout, task_ref, tokens, turn
 from tests.fuzz.mutation import BYTES, VARINT, Field, encode, parse
 
@@ -93,6 +102,35 @@ def entries() -> list[bytes]:
     return [encode_entry(EPOCH, entry) for entry in entries]
 
 
+def packed_frames() -> list[bytes]:
+    """The messages of a stream, each as its first and as its next frame; a plain one; bombs that say what they are, and
+    that do not; one that takes long to read for what there is in it."""
+    first = [Deflater().pack(message) for message in entries()]
+    stream = Deflater()
+    later = [stream.pack(message) for message in entries()]
+    bomb = Deflater().pack(bytes(1 << 20))
+    return [*first, *later, entries()[0], bomb, bomb[:1] + (100).to_bytes(4, "big") + bomb[5:], tables(60_000)]
+
+
+_EMPTY_BLOCK: tuple[tuple[int, int], ...] = (
+    *((0b100, 3), (0, 5), (0, 5), (14, 4)),  # not the last block, with codes of its own: 257 literals, 1 distance
+    *((1 if symbol in (2, 17) else 0, 3) for symbol in range(18)),  # lengths are written as "18" and "1", a bit each
+    *((0b1, 1), (127, 7), (0b1, 1), (107, 7)),  # 138 and 118 literals that there are not
+    *((0b0, 1), (0b0, 1), (0b0, 1)),  # the end of the block has a code, the distance has one; the end of the block
+)
+"""(value, bits) of a DEFLATE block in which there is nothing but its Huffman codes (RFC 1951, 3.2.7): 11 bytes."""
+
+
+def tables(size: int) -> bytes:
+    """A frame of so many bytes that makes its reader build Huffman tables all the time, and says nothing in them."""
+    block = bits = 0
+    for value, width in _EMPTY_BLOCK * 8:
+        block |= value << bits
+        bits += width
+    blocks = block.to_bytes(bits // 8, "little")
+    return MARK + (1000).to_bytes(4, "big") + blocks * (size // len(blocks))
+
+
 # The others -----------------------------------------------------------------------------------------------------------
 
 
@@ -142,7 +180,8 @@ def credits() -> list[bytes]:
 
 
 def relay_requests() -> list[bytes]:
-    return [encode_relay_request(MANIFEST.id, PROOF), encode_relay_request(MANIFEST.id, b"")]
+    asked = RelayPull(swarm=MANIFEST.id, membership=PROOF)
+    return [encode_relay_request(each) for each in (asked, replace(asked, membership=b"", deflate=True))]
 
 
 def relay_responses() -> list[bytes]:

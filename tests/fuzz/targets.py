@@ -22,6 +22,7 @@ from swarm.errors import LimitError, NetworkError, SignatureMismatch, WireError
 from swarm.limits import Limits
 from swarm.net.base import Received
 from swarm.net.frames import read_frame
+from swarm.net.packing import OFF_LOOP_BYTES
 from swarm.net.records import RecordRules
 from swarm.net.shards import shard_of
 from swarm.net.streams import ENVELOPE_BYTES
@@ -40,6 +41,7 @@ from swarm.wire.codec import (
     encode_group,
     encode_pull,
 )
+from swarm.wire.deflate import MARK, Deflater, Inflater
 from swarm.wire.identity import ANNOUNCEMENT_DOMAIN, GROUP_DOMAIN
 from swarm.wire.relay import decode_relay_request, decode_relay_response, decode_wants
 from tests.builders import MANIFEST, NOW, EchoJudge, identity
@@ -51,6 +53,7 @@ T = TypeVar("T")
 
 LIMITS = Limits()
 ME = identity(2).peer_id
+PACKED_BYTES = LIMITS.max_group_bytes + ENVELOPE_BYTES
 SENDER = identity(3).peer_id
 
 
@@ -106,6 +109,22 @@ def entry(data: bytes) -> str:
     again, same = decode_entry(encode_entry(epoch, decoded))
     assert (again, plain(same)) == (epoch, plain(decoded))
     return "same"
+
+
+def packed_frame(data: bytes) -> str:
+    """A frame behind another one: nothing larger than what it may be comes out, and what comes out can be packed."""
+    inflater, first = Inflater(), seeds.entries()[0]
+    assert inflater.unpack(Deflater().pack(first), PACKED_BYTES) == first
+    try:
+        message = inflater.unpack(data, PACKED_BYTES)
+    except WireError as error:
+        return type(error).__name__
+    if not data.startswith(MARK):
+        assert message == data
+        return "plain"
+    assert 0 < len(message) <= PACKED_BYTES
+    assert Inflater().unpack(Deflater().pack(message), len(message)) == message
+    return "unpacked"
 
 
 def entry_verdict(data: bytes) -> str:
@@ -295,6 +314,7 @@ TARGETS: dict[str, Target] = {
         Target("group-again", group_again, seeds.group_bodies, _SMALL),
         Target("check", checked, seeds.group_bodies, _SMALL),
         Target("entry", entry, seeds.entries, LIMITS.max_group_bytes + ENVELOPE_BYTES),
+        Target("packed", packed_frame, seeds.packed_frames, OFF_LOOP_BYTES),
         Target("entry-verdict", entry_verdict, seeds.entries, LIMITS.max_group_bytes + ENVELOPE_BYTES),
         Target("signed-verdict", signed_verdict, seeds.group_bodies, LIMITS.max_group_bytes),
         Target("announcement", announcement, seeds.signed_announcements, MAX_ANNOUNCEMENT_BYTES + _MORE),

@@ -176,20 +176,22 @@ class SignedAnnouncement(_message.Message):
     def __init__(self, body: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("swarm", "epoch", "cursor", "max_groups", "membership", "max_backlog")
+    __slots__ = ("swarm", "epoch", "cursor", "max_groups", "membership", "max_backlog", "deflate")
     SWARM_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     CURSOR_FIELD_NUMBER: _ClassVar[int]
     MAX_GROUPS_FIELD_NUMBER: _ClassVar[int]
     MEMBERSHIP_FIELD_NUMBER: _ClassVar[int]
     MAX_BACKLOG_FIELD_NUMBER: _ClassVar[int]
+    DEFLATE_FIELD_NUMBER: _ClassVar[int]
     swarm: str
     epoch: bytes
     cursor: int
     max_groups: int
     membership: bytes
     max_backlog: int
-    def __init__(self, swarm: _Optional[str] = ..., epoch: _Optional[bytes] = ..., cursor: _Optional[int] = ..., max_groups: _Optional[int] = ..., membership: _Optional[bytes] = ..., max_backlog: _Optional[int] = ...) -> None: ...
+    deflate: bool
+    def __init__(self, swarm: _Optional[str] = ..., epoch: _Optional[bytes] = ..., cursor: _Optional[int] = ..., max_groups: _Optional[int] = ..., membership: _Optional[bytes] = ..., max_backlog: _Optional[int] = ..., deflate: _Optional[bool] = ...) -> None: ...
 
 class PullCredit(_message.Message):
     __slots__ = ("groups",)
@@ -208,12 +210,14 @@ class PullResponse(_message.Message):
     def __init__(self, epoch: _Optional[bytes] = ..., cursor: _Optional[int] = ..., group: _Optional[_Union[SignedGroup, _Mapping]] = ...) -> None: ...
 
 class RelayRequest(_message.Message):
-    __slots__ = ("swarm", "membership")
+    __slots__ = ("swarm", "membership", "deflate")
     SWARM_FIELD_NUMBER: _ClassVar[int]
     MEMBERSHIP_FIELD_NUMBER: _ClassVar[int]
+    DEFLATE_FIELD_NUMBER: _ClassVar[int]
     swarm: str
     membership: bytes
-    def __init__(self, swarm: _Optional[str] = ..., membership: _Optional[bytes] = ...) -> None: ...
+    deflate: bool
+    def __init__(self, swarm: _Optional[str] = ..., membership: _Optional[bytes] = ..., deflate: _Optional[bool] = ...) -> None: ...
 
 class Offer(_message.Message):
     __slots__ = ("id", "origin", "hops", "bytes", "created_at", "source")

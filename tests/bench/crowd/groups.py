@@ -9,7 +9,15 @@ from swarm.net.base import LogEntry, Received
 from swarm.types import GroupId, PeerId, Reason, SignedGroup
 from swarm.verify import CHECKS, Context
 from swarm.wire.codec import Pull, encode_announcement, encode_credit, encode_entry, encode_group, encode_pull
-from swarm.wire.relay import Offer, Relayed, encode_offers, encode_relay_request, encode_relayed, encode_wants
+from swarm.wire.relay import (
+    Offer,
+    Relayed,
+    RelayPull,
+    encode_offers,
+    encode_relay_request,
+    encode_relayed,
+    encode_wants,
+)
 from tests.builders import MANIFEST, MEMBERSHIP, announcement, cell_value, group, identity, rollout
 
 LIMITS = Limits()
@@ -40,7 +48,7 @@ class Sizes:
     )
     credit = FRAME + len(encode_credit(1))
     entry = FRAME + len(encode_entry(bytes(16), LogEntry(cursor=99, body=bytes(1200), signature=bytes(64)))) - 1200
-    relay_request = FRAME + len(encode_relay_request(MANIFEST.id, b""))
+    relay_request = FRAME + len(encode_relay_request(RelayPull(swarm=MANIFEST.id)))
     offer = len(encode_offers([_OFFER]))
     want = len(encode_wants([_OFFER.id]))
     relayed = FRAME + len(encode_relayed(Relayed(id=_OFFER.id, body=bytes(1200), signature=bytes(64)))) - 1200
