@@ -11,7 +11,7 @@ import pytest
 from swarm.limits import Limits
 from swarm.net.memory import MemoryLog
 from swarm.wire.codec import decode_group, encode_group
-from tests.bench import exchange, genrl, latency, slow_virtual, throughput, wire
+from tests.bench import exchange, genrl, ids, latency, slow_virtual, throughput, wire
 from tests.bench.publisher import AHEAD, Ahead
 from tests.bench.rounds import ROLLOUTS, Round
 from tests.bench.statistics import Spread, spread
@@ -19,7 +19,7 @@ from tests.bench.texts import CUTS, KINDS, make_group
 from tests.builders import MANIFEST, identity, signed, task_ref
 
 
-def group(kind: str = "words", cut: str = "4 bytes", *, ids: bool = False, rollouts: int = 2):
+def group(kind: str = "words", cut: str = "4 bytes", *, with_ids: bool = False, rollouts: int = 2):
     return make_group(
         random.Random(3),
         origin=identity().peer_id,
@@ -29,14 +29,14 @@ def group(kind: str = "words", cut: str = "4 bytes", *, ids: bool = False, rollo
         tokens=32,
         kind=kind,
         cut=cut,
-        ids=ids,
+        ids=with_ids,
     )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cut", CUTS)
 def test_tokens_of_every_kind_cover_their_text_and_survive_the_wire(kind: str, cut: str):
-    made = group(kind, cut, ids=True)
+    made = group(kind, cut, with_ids=True)
     body = encode_group(made)
     read = decode_group(body, bytes(64), Limits()).group
     for rollout, again in zip(made.rollouts, read.rollouts, strict=True):
@@ -52,7 +52,7 @@ def test_tokens_of_every_kind_cover_their_text_and_survive_the_wire(kind: str, c
 
 
 def test_what_a_token_costs_is_the_sum_of_its_parts():
-    bare, with_ids = [group(rollouts=8)] * 3, [group(rollouts=8, ids=True)] * 3
+    bare, with_ids = [group(rollouts=8)] * 3, [group(rollouts=8, with_ids=True)] * 3
     found = wire.costs(bare, with_ids)
     assert (found.text, found.logprobs, found.lengths) == (4.0, 2.0, 1.0)
     assert found.text + found.logprobs + found.lengths + found.rest == pytest.approx(found.plain)
@@ -70,6 +70,12 @@ def test_the_wire_table_has_a_line_for_every_text_tokenization_and_size():
     lines = wire.report(tokens=8, groups=2).splitlines()
     assert len(lines) == 2 + len(KINDS) * len(CUTS) * 2
     assert {line.count("|") for line in lines} == {len(fields(wire.Cost)) + 4}
+
+
+def test_ids_are_found_where_the_tokenizer_would_not_have_written_them():
+    found = ids.measure("mixed", 0.1, turns=8, tokens=64)
+    assert found.turns + found.cut == 1.0
+    assert found.canonical == 0.0
 
 
 def test_the_99th_percentile_is_a_value_that_was_seen():

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 import uvloop
 
-from tests.bench import genrl, latency, slow_peer, slow_virtual, throughput, wire
+from tests.bench import genrl, ids, latency, slow_peer, slow_virtual, throughput, wire
 from tests.bench.statistics import Spread
 
 TARGETS = {"median": 100.0, "p99": 500.0}
@@ -69,6 +69,8 @@ def report_throughput(options: argparse.Namespace) -> None:
 def report_wire(options: argparse.Namespace) -> None:
     print(f"bytes per token, mean of {options.groups} groups of {options.tokens} tokens a rollout")
     print(wire.report(options.tokens, options.groups))
+    print(f"\ntoken ids by text and byte lengths, {options.turns} turns of {options.tokens} tokens of a BPE")
+    print(ids.report(options.turns, options.tokens))
 
 
 def report_genrl(options: argparse.Namespace) -> None:
@@ -121,6 +123,7 @@ def parser() -> argparse.ArgumentParser:
         commands.choices[each].add_argument("--tokens", type=int, default=256, help="per rollout")
     one = command("wire", report_wire)
     one.add_argument("--groups", type=int, default=16)
+    one.add_argument("--turns", type=int, default=100, help="whose token ids are looked for")
     one.add_argument("--tokens", type=int, default=256, help="per rollout")
     one = command("genrl", report_genrl)
     one.add_argument("--genrl-python", help="of an environment with gensyn-genrl==0.3.0")

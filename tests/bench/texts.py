@@ -104,7 +104,7 @@ def fours(text: str) -> tuple[Sequence[int], Sequence[int]]:
 
 def pieces(text: str) -> tuple[Sequence[int], Sequence[int]]:
     """Byte-pair encoding."""
-    encoding = _trained().encode(text)
+    encoding = trained().encode(text)
     return encoding.ids, [end - start for start, end in encoding.offsets]
 
 
@@ -114,7 +114,7 @@ ROOM: Mapping[str, int] = {"characters": 1, "4 bytes": 4, "BPE": 16}
 
 
 @cache
-def _trained() -> Tokenizer:
+def trained() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False)
     tokenizer.decoder = decoders.ByteLevel()
