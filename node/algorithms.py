@@ -274,6 +274,20 @@ class LearnerConfig(Table):
     """Action tokens whose logits exist at the same time."""
     fp32_head: bool = False
     """Logits are multiplied in float32 where policy.dtype is "bfloat16" (ScaleRL); the engine's are as they are."""
+    recompute_activations: bool = False
+    """Layers keep nothing for the backward pass but their input, and are computed again: a third more work, and a
+    fraction of the memory."""
+    weights: Literal["float32", "bfloat16"] = "float32"
+    """What the model's weights are while it computes; with "bfloat16" the optimiser has float32 ones of its own."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """ "adamw_8bit" has moments of a byte (torchao; pip install 'swarm-node[torchao]')."""
+    offload_optimizer: bool = False
+    """The optimiser's weights and moments are in RAM, and updates are made there: slower, and 12 bytes per trained
+    parameter less on the GPU."""
+    compile: bool = False
+    """torch.compile of the layers: faster after a minute or so of compiling at the first steps."""
+    deterministic: bool = False
+    """The same bits from the same batch, where an algorithm can be had that does that; for tests."""
     min_advantage: NonNegativeFloat = 0.02
     """Rollouts with less are not trained on: they would cost a forward pass and move nothing."""
     truncated: Truncated = "failed"

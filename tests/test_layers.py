@@ -84,6 +84,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "transformers": ("node/engine/*", "node/engine/vllm/*", "node/seed/*"),
     "vllm": ("node/engine/vllm/*",),
     "peft": ("node/engine/lora.py",),
+    "torchao": ("node/engine/eight_bit.py",),
     "safetensors": ("node/engine/*", "node/seed/*", "node/checkpoint.py"),
     "hivemind": (
         "swarm/net/dht.py",
@@ -138,6 +139,7 @@ HIDDEN: dict[str, tuple[str, ...]] = {
     "swarm/tasks/jsonl.py": ("math_verify",),
     "node/demo/run.py": ("node.demo.plot",),
     "node/lab/records.py": ("pyarrow",),  # an extra
+    "node/engine/eight_bit.py": ("torchao",),  # an extra
     "node/engine/opening.py": ("node.engine.vllm.opening",),  # where vLLM is wanted, it is installed
 }
 #: Command lines: they answer before anything heavy is loaded, so all their imports may wait.

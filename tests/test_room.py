@@ -20,19 +20,8 @@ from transformers import (
 
 from node.algorithms import LearnerConfig
 from node.config import VllmEngine
-from node.engine.room import (
-    GIB,
-    OWN_BYTES,
-    Device,
-    Dtype,
-    Machine,
-    ModelSize,
-    Plan,
-    engine_devices,
-    learner_bytes,
-    machine,
-    plan,
-)
+from node.engine.room import OWN_BYTES, Device, Machine, Plan, engine_devices, machine, plan
+from node.engine.size import GIB, Dtype, ModelSize, learner_bytes
 from node.settings import load_config
 from swarm.errors import EngineError
 
@@ -159,22 +148,22 @@ def test_the_learner_of_a_tiny_model_in_float32() -> None:
     learner = LearnerConfig(tokens_per_micro_batch=50, logit_chunk=10)
     need = learner_bytes(TINY, "float32", 50, learner, VllmEngine())
     assert need.standing == 16_000_000
-    # per token and layer 24*100 + 16*300 + 24*64 + 8*32 = 8992; 3 float32 of 1000 for 10 tokens
-    assert need.passing == max(50 * 2 * 8992 + 120_000, 4_000_000) == 4_000_000
+    # per token and layer 24*100 + 16*300 + 24*64 + 8*32 = 8992; logits of 10 tokens, and the head's gradient
+    assert need.passing == max(50 * 2 * 8992 + 40_000 + 400_000, 4_000_000) == 4_000_000
     learner = LearnerConfig(tokens_per_micro_batch=500, logit_chunk=10)
-    assert learner_bytes(TINY, "float32", 50, learner, VllmEngine()).passing == 500 * 2 * 8992 + 120_000
+    assert learner_bytes(TINY, "float32", 50, learner, VllmEngine()).passing == 500 * 2 * 8992 + 40_000 + 400_000
 
 
 def test_the_learner_under_autocast_casts_the_weights() -> None:
     learner = LearnerConfig(tokens_per_micro_batch=500, logit_chunk=10)
     need = learner_bytes(TINY, "bfloat16", 50, learner, VllmEngine())
     assert need.standing == 14_000_000
-    assert need.passing == 500 * 2 * (26 * 100 + 8 * 300 + 14 * 64 + 6 * 32) + 120_000 + 2_000_000
+    assert need.passing == 500 * 2 * (26 * 100 + 8 * 300 + 14 * 64 + 6 * 32) + 60_000 + 400_000 + 2_000_000
 
 
 def test_a_row_longer_than_a_micro_batch_is_one() -> None:
     learner = LearnerConfig(tokens_per_micro_batch=100, logit_chunk=10_000)
-    assert learner_bytes(TINY, "float32", 700, learner, VllmEngine()).passing == 700 * 2 * 8992 + 700 * 12_000
+    assert learner_bytes(TINY, "float32", 700, learner, VllmEngine()).passing == 700 * 2 * 8992 + 700 * 4000 + 400_000
 
 
 def test_an_adapter_needs_little_besides_activations() -> None:
@@ -183,7 +172,31 @@ def test_an_adapter_needs_little_besides_activations() -> None:
         for trainable in (1_000_000, 1000)
     )
     assert lora.standing == 14_000
-    assert lora.passing == full.passing
+    assert lora.passing == full.passing - 4 * 1000 * 100  # of the head
+
+
+def test_layers_that_are_computed_again_keep_their_input() -> None:
+    learner = LearnerConfig(tokens_per_micro_batch=2000, logit_chunk=10, recompute_activations=True)
+    need = learner_bytes(TINY, "float32", 50, learner, VllmEngine())
+    assert need.passing == 2000 * 8992 + 2 * 2000 * 400 + 440_000
+
+
+@pytest.mark.parametrize(
+    ("changes", "standing", "update"),
+    [
+        ({}, 4 + 8 + 2, 4),
+        ({"optimizer": "adamw_8bit"}, 4 + 2 + 2, 4),
+        ({"offload_optimizer": True}, 4 + 2, 0),
+        ({"weights": "bfloat16"}, 2 + 8 + 2, 4),
+        ({"weights": "bfloat16", "offload_optimizer": True}, 2 + 2, 0),
+    ],
+)
+def test_bytes_of_a_parameter(changes: dict[str, Any], standing: int, update: int) -> None:
+    learner = LearnerConfig(tokens_per_micro_batch=1, logit_chunk=1, **changes)
+    need = learner_bytes(replace(TINY, layers=0), "bfloat16", 1, learner, VllmEngine())
+    assert need.standing == standing * TINY.trainable
+    cast = 0 if "weights" in changes else 2_000_000
+    assert need.passing == max(6 * 1000 + 400_000 + cast, update * TINY.trainable)
 
 
 @pytest.mark.parametrize(("gib", "standing"), [(1.0, 16_000_000), (0.001, int(0.001 * GIB))])
@@ -248,30 +261,32 @@ def test_the_estimate_is_what_models_keep(kind: Callable[..., PreTrainedConfig],
 def test_1_5_b_parameters_on_80_gib() -> None:
     made = planned(QWEN_1B, gpus(card(80, 72)))
     saved = 4096 * 28 * (26 * 1536 + 8 * 8960 + 14 * 1536 + 6 * 256)
-    learner = 14 * 1_543_714_304 + saved + 12 * 2048 * 151_936 + 2 * 1_543_714_304
-    assert learner == 43_876_835_328
+    head = 6 * 2048 * 151_936 + 4 * 151_936 * 1536
+    learner = 14 * 1_543_714_304 + saved + head + 2 * 1_543_714_304
+    assert learner == 42_943_340_544
     kv_cache = int(0.95 * 72 * GIB) - GIB - 3_087_428_608 - learner
     assert made == Plan(
         kv_cache_bytes=kv_cache,
         memory_fraction=(3_087_428_608 + GIB + kv_cache) / (80 * GIB),
-        max_in_flight=256,  # (25,405,935,001 // 458,752 - 1) // 128 = 432
+        max_in_flight=256,  # (26,339,429,785 // 458,752 - 1) // 128 = 448
         learner_bytes=learner,
         engine_weights_bytes=3_087_428_608,
         kv_bytes_per_token=28_672,
     )
-    assert kv_cache == 25_405_935_001
+    assert kv_cache == 26_339_429_785
     assert str(made) == (
-        "KV cache 23.66 GiB (28,672 bytes per token) for 256 sequences in flight; weights 2.88 GiB, engine 1.00 GiB, "
-        "learner 40.86 GiB"
+        "KV cache 24.53 GiB (28,672 bytes per token) for 256 sequences in flight; weights 2.88 GiB, engine 1.00 GiB, "
+        "learner 39.99 GiB"
     )
 
 
 def test_1_5_b_parameters_do_not_fit_into_24_gib() -> None:
     assert refusal(QWEN_1B, gpus(card(24, 17.5)), learner=LearnerConfig()) == (
-        "the policy does not fit: 91.42 GiB are needed on cuda:0 (engine 1.00 GiB, its weights 2.88 GiB, its KV cache "
-        "at least 0.06 GiB, learner 20.13 GiB and in a step 67.36 GiB more), and 16.62 GiB may be used (0.95 of "
+        "the policy does not fit: 88.81 GiB are needed on cuda:0 (engine 1.00 GiB, its weights 2.88 GiB, its KV cache "
+        "at least 0.06 GiB, learner 20.13 GiB and in a step 64.75 GiB more), and 16.62 GiB may be used (0.95 of "
         "17.50 GiB free; 24.00 GiB in all). Lower engine.max_length (2048), learner.tokens_per_micro_batch (16384), "
-        'learner.logit_chunk (4096); or set policy.adapter.type = "lora", engine.sleep = true, engine.devices and '
+        'learner.logit_chunk (4096); or set learner.recompute_activations = true, learner.optimizer = "adamw_8bit", '
+        'learner.offload_optimizer = true, policy.adapter.type = "lora", engine.sleep = true, engine.devices and '
         "engine.tensor_parallel_size to other or more GPUs"
     )
 
@@ -280,7 +295,7 @@ def test_an_adapter_of_1_5_b_parameters_fits_into_24_gib() -> None:
     size = replace(QWEN_1B, trainable=18_464_768)
     learner = LearnerConfig(tokens_per_micro_batch=2048, logit_chunk=512)
     made = planned(size, gpus(card(24, 17.5)), learner=learner)
-    passing = 2048 * 28 * 134_656 + 12 * 512 * 151_936 + 2 * 1_543_714_304
+    passing = 2048 * 28 * 134_656 + 6 * 512 * 151_936 + 2 * 1_543_714_304
     assert made.learner_bytes == 14 * 18_464_768 + passing
     assert made.kv_cache_bytes == int(0.95 * 17.5 * GIB) - GIB - 3_087_428_608 - made.learner_bytes
     assert made.max_in_flight == (made.kv_cache_bytes // (16 * 28_672) - 1) // 128 == 28
@@ -301,8 +316,8 @@ def test_an_engine_that_sleeps_takes_turns_with_a_step() -> None:
 
 def test_a_step_that_does_not_fit_even_while_the_engine_sleeps() -> None:
     said = refusal(QWEN_1B, gpus(card(80, 72)), VllmEngine(sleep=True), learner=LearnerConfig())
-    assert "88.49 GiB are needed" in said  # 1.00 + 20.13 + 67.36: the engine's share is smaller than the step's
-    assert "in a step 67.36 GiB more, while the engine sleeps)" in said
+    assert "85.88 GiB are needed" in said  # 1.00 + 20.13 + 64.75: the engine's share is smaller than the step's
+    assert "in a step 64.75 GiB more, while the engine sleeps)" in said
     assert "engine.sleep" not in said
 
 
@@ -334,7 +349,7 @@ def test_a_configured_kv_cache_without_room_for_one_sequence() -> None:
 def test_a_configured_number_in_flight_is_taken_as_it_is(max_in_flight: int) -> None:
     made = planned(QWEN_1B, gpus(card(80, 72)), VllmEngine(max_in_flight=max_in_flight))
     assert made.max_in_flight == max_in_flight
-    assert made.kv_cache_bytes == 25_405_935_001
+    assert made.kv_cache_bytes == 26_339_429_785
 
 
 def test_room_for_exactly_one_sequence_and_for_one_byte_less() -> None:

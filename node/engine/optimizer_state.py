@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from node.engine.eight_bit import as_state, plain_state
 from swarm.errors import CheckpointError
 
 
@@ -15,10 +16,11 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) ->
 
     `names`: the optimiser's parameters, in the order of its groups. The tensors are the optimiser's own, not copies:
     save or clone them before the next step. Hyperparameters are not in it: those are the config's. A parameter that
-    never had a gradient has no state. For AdamW and its like: state is "step", and tensors of the parameter's shape.
+    never had a gradient has no state. Moments of a byte are float32 here. For AdamW and its like: state is "step", and
+    tensors of the parameter's shape.
     """
     return {
-        f"{name}/{key}": value.detach()
+        f"{name}/{key}": plain_state(value.detach())
         for name, parameter, _ in _named_parameters(optimizer, names)
         for key, value in optimizer.state.get(parameter, {}).items()
     }
@@ -49,7 +51,7 @@ def restore_optimizer(
         on_device = group.get("fused") or group.get("capturable")
         for key, tensor in states[name].items():
             device = parameter.device if on_device or key != "step" else torch.device("cpu")
-            optimizer.state[parameter][key] = tensor.to(device, copy=True)
+            optimizer.state[parameter][key] = as_state(optimizer, parameter, key, tensor.to(device, copy=True))
 
 
 def _named_parameters(

@@ -14,15 +14,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import PreTrainedConfig
 
 from node.algorithms import LearnerConfig
 from node.config import VllmEngine
+from node.engine.size import DTYPE_BYTES, GIB, Dtype, LearnerBytes, ModelSize, learner_bytes
 from swarm.errors import EngineError
 
-Dtype = Literal["float32", "bfloat16"]
-
-GIB = 2**30
 #: Of free memory, what is planned with; the rest is for fragmentation.
 USABLE = 0.95
 #: Of an engine process besides weights and KV cache: its runtime, captured graphs and activations, per device.
@@ -33,48 +30,6 @@ MOST_IN_FLIGHT = 256
 RAM_SHARE = 0.25
 #: Tokens whose keys and values are allocated together: vLLM's defaults (vllm/platforms/cpu.py, vllm/config/cache.py).
 BLOCK_TOKENS = {"cuda": 16, "cpu": 128}
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
-#: Saved for the backward pass per token and layer, in bytes per unit of (hidden, MLP, query, key) width. Counted with
-#: saved-tensor hooks on transformers' Llama, Qwen2 and Qwen3 (tests/test_room.py counts again); the larger ones are
-#: taken, of Qwen3, which also normalises queries and keys. About twice the 34 bytes per hidden unit of Korthikanti et
-#: al. (arXiv 2205.05198, eq. 1 without attention's quadratic part), who have a fused norm and no gate in the MLP. In
-#: bfloat16 the norms stay float32.
-SAVED_BYTES = {"float32": (24, 16, 24, 8), "bfloat16": (26, 8, 14, 6)}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelSize:
-    """Of a dense decoder with (grouped) attention and a gated MLP. Experts, sliding windows and other attention are
-    counted as if they were that."""
-
-    parameters: int
-    """Tied ones once."""
-    trainable: int
-    layers: int
-    hidden: int
-    intermediate: int
-    """Width of the MLP."""
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-
-    @classmethod
-    def of(cls, config: PreTrainedConfig, parameters: int, trainable: int) -> ModelSize:
-        """From transformers' description of a model; of one with several modalities, the text's."""
-        text = config.get_text_config(decoder=True)
-        heads, hidden = text.num_attention_heads, text.hidden_size
-        return cls(
-            parameters=parameters,
-            trainable=trainable,
-            layers=text.num_hidden_layers,
-            hidden=hidden,
-            intermediate=getattr(text, "intermediate_size", None) or 4 * hidden,
-            heads=heads,
-            kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-            head_dim=getattr(text, "head_dim", None) or hidden // heads,
-            vocabulary=text.vocab_size,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,16 +54,6 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LearnerBytes:
-    """What the learner will take beside the policy's weights, which are there already."""
-
-    standing: int
-    """Also between its steps."""
-    passing: int
-    """During a step only."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Bytes are per device of the engine."""
 
@@ -128,28 +73,6 @@ class Plan:
             f"{self.max_in_flight} sequences in flight; weights {_gib(self.engine_weights_bytes)}, "
             f"engine {_gib(OWN_BYTES)}, learner {_gib(self.learner_bytes)}"
         )
-
-
-def learner_bytes(
-    size: ModelSize, dtype: Dtype, max_length: int, learner: LearnerConfig, engine: VllmEngine
-) -> LearnerBytes:
-    """`engine.learner_gib`, or else an upper estimate of what node/engine/trainer.py takes.
-
-    Standing: gradients (4 bytes per trainable parameter), Adam's two moments (8), and the copy of the weights on its
-    way to the engine. Passing, the larger of: a micro-batch's forward and backward pass, that is what SAVED_BYTES says,
-    one chunk of logits, log-probabilities and their gradients in float32, and under autocast the 16-bit copies of the
-    weights; or the optimiser's update, whose temporaries are another 4 bytes per trainable parameter.
-    """
-    tokens = max(learner.tokens_per_micro_batch, max_length)  # a longer row is a micro-batch alone
-    widths = (size.hidden, size.intermediate, size.heads * size.head_dim, size.kv_heads * size.head_dim)
-    saved = tokens * size.layers * sum(b * width for b, width in zip(SAVED_BYTES[dtype], widths, strict=True))
-    logits = 3 * 4 * min(learner.logit_chunk, tokens) * size.vocabulary
-    cast = 2 * size.parameters if dtype == "bfloat16" else 0
-    standing, passing = (12 + DTYPE_BYTES[dtype]) * size.trainable, max(saved + logits + cast, 4 * size.trainable)
-    if engine.learner_gib:
-        given = int(engine.learner_gib * GIB)
-        return LearnerBytes(standing=min(given, standing), passing=max(0, given - standing))
-    return LearnerBytes(standing=standing, passing=passing)
 
 
 def plan(
@@ -326,6 +249,9 @@ def _advice(
     elif device.learner:
         lower += [f"learner.tokens_per_micro_batch ({learner.tokens_per_micro_batch})"]
         lower += [f"learner.logit_chunk ({learner.logit_chunk})"]
+        put += [] if learner.recompute_activations else ["learner.recompute_activations = true"]
+        put += ['learner.optimizer = "adamw_8bit"'] if learner.optimizer == "adamw" else []
+        put += ["learner.offload_optimizer = true"] if kind == "cuda" and not learner.offload_optimizer else []
         put += ['policy.adapter.type = "lora"'] if size.trainable == size.parameters else []
     if kind == "cuda":
         put += ["engine.sleep = true"] if device.learner and not engine.sleep else []

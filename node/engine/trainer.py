@@ -73,7 +73,7 @@ class OneDevice:
         return self.updates.probed(probe)
 
     def tensors(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        return {name: p.detach().to(dtype, copy=True) for name, p in self.updates.trained.items()}
+        return {name: p.detach().to(dtype, copy=True) for name, p in self.updates.masters.items()}
 
     def optimizer_tensors(self) -> dict[str, torch.Tensor]:
         tensors = optimizer_tensors(self.updates.optimizer, list(self.updates.trained))

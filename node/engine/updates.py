@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +20,9 @@ from transformers import PreTrainedModel
 from node.algorithms import ForeignConfig, ForeignGateConfig, LearnerConfig, ObjectiveConfig
 from node.engine.budget import TokenBudget, out_of_memory
 from node.engine.head import Head, Scores
+from node.engine.layers import Recomputed, compile_layers, deterministic
 from node.engine.logprobs import TokenScores
+from node.engine.optimizer import make_optimizer, masters_of, set_learning_rate
 from node.engine.packing import share_rows
 from node.engine.passes import Passes
 from node.engine.team import Alone, Team
@@ -99,9 +102,16 @@ class Updates:
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         """By name; tied ones once."""
         learner = rules.learner
-        self.optimizer = torch.optim.AdamW(
-            list(self.trained.values()), lr=learner.lr, betas=learner.betas, weight_decay=learner.weight_decay
-        )
+        self._recomputed = Recomputed(model) if learner.recompute_activations else None
+        if learner.compile:
+            compile_layers(model)
+        self._masters = masters_of(model, self.trained, learner)
+        self.optimizer = make_optimizer(self.masters.values(), learner)
+
+    @property
+    def masters(self) -> dict[str, torch.nn.Parameter]:
+        """The weights that the optimiser works on: those that are trained, or float32 copies of them."""
+        return self.trained if self._masters is None else self._masters.parameters
 
     def packed(self, share: Share) -> list[MicroBatch]:
         """On the CPU; reads no weights, so that it may be done while a step is under way."""
@@ -115,16 +125,16 @@ class Updates:
         batch = Passes(packed, self.model.device)
         metrics, changed = dict[str, float](), False
         for _ in range(learner.updates_per_batch):
-            sums = self._gradient(share, batch)
+            with deterministic(learner.deterministic):
+                sums = self.gradient(share, batch)
             norm = self._clipped_norm()
             metrics = finish_metrics(self._everybodys(sums))
             ess_share = metrics.get("sequence_ess_share", 1.0)
             lr = learning_rate(learner, version, share.staleness, ess_share) * share.lr_scale
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
+            set_learning_rate(self.optimizer, lr)
             metrics |= {"grad_norm": norm, "lr": lr}
             if math.isfinite(norm) and math.isfinite(metrics["loss"]):
-                self.optimizer.step()
+                self._optimize()
                 changed = True
             self._forget()
         metrics |= self._gate.close(self._team.all) | {"skipped_update": float(not changed)}
@@ -136,8 +146,10 @@ class Updates:
     def replace(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Takes weights over, by parameter name."""
         with torch.no_grad():
-            for name, parameter in self.trained.items():
+            for name, parameter in self.masters.items():
                 parameter.copy_(tensors[name])
+        if self._masters is not None:
+            self._masters.give_weights()
 
     def _culprits(self, share: Share) -> frozenset[PeerId]:
         """Of a step that came to nothing. Costs about another one. Where several devices share a step, nobody is
@@ -156,10 +168,18 @@ class Updates:
         if not rows:
             return True
         part = replace(share, rows=tuple(rows))
-        sums = self._gradient(part, Passes(self.packed(part), self.model.device))
+        sums = self.gradient(part, Passes(self.packed(part), self.model.device))
         norm = self._clipped_norm()
         self._forget()
         return math.isfinite(norm) and all(math.isfinite(each.loss) for each in sums)
+
+    def _optimize(self) -> None:
+        if self._masters is None:
+            self.optimizer.step()
+            return
+        self._masters.take_gradients()
+        self.optimizer.step()
+        self._masters.give_weights()
 
     def probed(self, probe: np.ndarray) -> np.ndarray:
         """float32 [P - 1]: log-probability of `probe` (int32 [P]) after its first token, at temperature 1."""
@@ -171,7 +191,7 @@ class Updates:
             )
         return scores.logp.cpu().numpy()
 
-    def _gradient(self, share: Share, batch: Passes) -> list[LossSums]:
+    def gradient(self, share: Share, batch: Passes) -> list[LossSums]:
         """Adds the batch's gradient to the parameters. Where memory is short: again, in smaller micro-batches."""
         while True:
             try:
@@ -214,7 +234,10 @@ class Updates:
         return sums
 
     def _forget(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)  # between two steps their memory is the engine's
+        """Between two steps their memory is the engine's."""
+        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.trained.values():
+            parameter.grad = None
 
     def _limit(self, micro_batches: Sequence[MicroBatch]) -> float | None:
         """`batch_limit` of all micro-batches. A batch of one finds it out by itself, which spares a forward pass."""
@@ -225,7 +248,8 @@ class Updates:
         return batch_limit(micro_batches, logps, self.rules.objective, self._team.all)
 
     def _of(self, micro: MicroBatch) -> Scores:
-        with self._precision():
+        kept = nullcontext() if self._recomputed is None else self._recomputed.forward()
+        with self._precision(), kept:
             return self._scores(
                 micro.input_ids,
                 micro.attention_mask,

@@ -16,7 +16,8 @@ from node.config import NodeConfig, VllmEngine
 from node.engine.available import engines
 from node.engine.base import Weights
 from node.engine.policy import Policy, resolve_model
-from node.engine.room import ModelSize, Plan, engine_devices, machine, plan
+from node.engine.room import Plan, engine_devices, machine, plan
+from node.engine.size import ModelSize
 from node.engine.vllm.environment import engine_environment
 from node.engine.vllm.generator import VllmGenerator
 from node.engine.vllm.handoff import Adapters, AllWeights, HandOff

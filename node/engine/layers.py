@@ -1,0 +1,68 @@
+"""What is done to a model's layers for its training: computed again instead of kept, compiled, deterministic."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from swarm.errors import PolicyError
+
+
+def layers_of(model: PreTrainedModel) -> list[GradientCheckpointingLayer]:
+    """The repeated ones, which are nearly all of the work."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+class Recomputed:
+    """Layers of `model` that keep their input only (activation checkpointing, arXiv 1604.06174), inside `forward`.
+
+    transformers does it for modules in training mode. Ours never are, because of dropout; so it is the layers' own flag
+    that is set, for the time of a forward pass, and of nothing inside of them. Raises PolicyError for a model that
+    cannot.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._layers = layers_of(model)
+        if not self._layers or not model.supports_gradient_checkpointing:
+            raise PolicyError(
+                f"learner.recompute_activations = true: {type(model).__name__} has no layers that can be computed again"
+            )
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        try:
+            for layer in self._layers:
+                layer.training = True
+            yield
+        finally:
+            for layer in self._layers:
+                layer.training = False
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """Each by itself, for any length, so that a new shape compiles nothing. All of a kind share what was compiled;
+    attention is left as it is (`node.engine.attention`). Raises PolicyError for a model without such layers."""
+    layers = layers_of(model)
+    if not layers:
+        raise PolicyError(f"learner.compile = true: {type(model).__name__} has no layers that can be compiled alone")
+    for layer in layers:
+        layer.compile(dynamic=True)
+
+
+@contextmanager
+def deterministic(enabled: bool) -> Iterator[None]:
+    """Inside, torch computes the same bits from the same input, or raises. For the whole process, while it lasts."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if enabled:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

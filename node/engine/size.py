@@ -1,0 +1,108 @@
+"""How large a model is, and how much memory its learner takes. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from transformers import PreTrainedConfig
+
+from node.algorithms import LearnerConfig
+from node.config import VllmEngine
+
+Dtype = Literal["float32", "bfloat16"]
+
+GIB = 2**30
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+#: Saved for the backward pass per token and layer, in bytes per unit of (hidden, MLP, query, key) width. Counted with
+#: saved-tensor hooks on transformers' Llama, Qwen2 and Qwen3 (tests/test_room.py counts again); the larger ones are
+#: taken, of Qwen3, which also normalises queries and keys. About twice the 34 bytes per hidden unit of Korthikanti et
+#: al. (arXiv 2205.05198, eq. 1 without attention's quadratic part), who have a fused norm and no gate in the MLP. In
+#: bfloat16 the norms stay float32.
+SAVED_BYTES = {"float32": (24, 16, 24, 8), "bfloat16": (26, 8, 14, 6)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSize:
+    """Of a dense decoder with (grouped) attention and a gated MLP. Experts, sliding windows and other attention are
+    counted as if they were that."""
+
+    parameters: int
+    """Tied ones once."""
+    trainable: int
+    layers: int
+    hidden: int
+    intermediate: int
+    """Width of the MLP."""
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig, parameters: int, trainable: int) -> ModelSize:
+        """From transformers' description of a model; of one with several modalities, the text's."""
+        text = config.get_text_config(decoder=True)
+        heads, hidden = text.num_attention_heads, text.hidden_size
+        return cls(
+            parameters=parameters,
+            trainable=trainable,
+            layers=text.num_hidden_layers,
+            hidden=hidden,
+            intermediate=getattr(text, "intermediate_size", None) or 4 * hidden,
+            heads=heads,
+            kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+            head_dim=getattr(text, "head_dim", None) or hidden // heads,
+            vocabulary=text.vocab_size,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerBytes:
+    """What the learner will take beside the policy's weights, which are there already."""
+
+    standing: int
+    """Also between its steps."""
+    passing: int
+    """During a step only."""
+
+
+def learner_bytes(
+    size: ModelSize, dtype: Dtype, max_length: int, learner: LearnerConfig, engine: VllmEngine
+) -> LearnerBytes:
+    """`engine.learner_gib`, or else an upper estimate of what node/engine/updates.py takes.
+
+    Standing: gradients in the weights' precision, Adam's two moments (of 4 bytes per trainable parameter, or of 1;
+    nothing where they are in RAM), and the copy of the weights on its way to the engine. Passing, the larger of: a
+    micro-batch's forward and backward pass, that is what its layers keep, the head, and under autocast the 16-bit
+    copies of float32 weights; or the optimiser's update, whose temporaries are another 4 bytes per trainable parameter.
+    """
+    tokens = max(learner.tokens_per_micro_batch, max_length)  # a longer row is a micro-batch alone
+    cast = 2 * size.parameters if dtype == "bfloat16" and learner.weights == "float32" else 0
+    gradients = DTYPE_BYTES[learner.weights]
+    moments, update = (2 if learner.optimizer == "adamw_8bit" else 8), 4
+    if learner.offload_optimizer:
+        moments = update = 0
+    standing = (gradients + moments + DTYPE_BYTES[dtype]) * size.trainable
+    passing = max(
+        _kept(size, dtype, tokens, learner) + _head(size, dtype, tokens, learner) + cast, update * size.trainable
+    )
+    if engine.learner_gib:
+        given = int(engine.learner_gib * GIB)
+        return LearnerBytes(standing=min(given, standing), passing=max(0, given - standing))
+    return LearnerBytes(standing=standing, passing=passing)
+
+
+def _kept(size: ModelSize, dtype: Dtype, tokens: int, learner: LearnerConfig) -> int:
+    """For the backward pass: SAVED_BYTES of every layer; or of one, and the float32 input of every other."""
+    widths = (size.hidden, size.intermediate, size.heads * size.head_dim, size.kv_heads * size.head_dim)
+    layer = tokens * sum(b * width for b, width in zip(SAVED_BYTES[dtype], widths, strict=True))
+    return layer + 4 * tokens * size.hidden * size.layers if learner.recompute_activations else layer * size.layers
+
+
+def _head(size: ModelSize, dtype: Dtype, tokens: int, learner: LearnerConfig) -> int:
+    """A chunk of logits in float32, their 16-bit product beside it, and a gradient of the head that is added to the
+    one that is there (node/engine/head.py)."""
+    product = 2 if dtype == "bfloat16" and not learner.fp32_head else 0
+    gradient = 4 * size.vocabulary * size.hidden if size.trainable == size.parameters else 0
+    return (4 + product) * min(learner.logit_chunk, tokens) * size.vocabulary + gradient
