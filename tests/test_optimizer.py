@@ -72,6 +72,7 @@ def test_small_updates_add_up_beside_weights_in_16_bit() -> None:
         torch.testing.assert_close(masters[name], trained(exact)[name], atol=5e-5, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
 def test_moments_of_a_byte() -> None:
     pytest.importorskip("torchao")
     learner = PLAIN.model_copy(update={"optimizer": "adamw_8bit"})

@@ -298,7 +298,7 @@ def test_an_adapter_of_1_5_b_parameters_fits_into_24_gib() -> None:
     passing = 2048 * 28 * 134_656 + 6 * 512 * 151_936 + 2 * 1_543_714_304
     assert made.learner_bytes == 14 * 18_464_768 + passing
     assert made.kv_cache_bytes == int(0.95 * 17.5 * GIB) - GIB - 3_087_428_608 - made.learner_bytes
-    assert made.max_in_flight == (made.kv_cache_bytes // (16 * 28_672) - 1) // 128 == 28
+    assert made.max_in_flight == (made.kv_cache_bytes // (16 * 28_672) - 1) // 128 == 36
 
 
 def test_an_engine_on_a_gpu_of_its_own_leaves_nothing_to_a_learner() -> None:
@@ -471,10 +471,10 @@ def test_the_memory_of_a_gpu() -> None:
 @pytest.mark.parametrize(
     ("total", "sleep", "changes", "in_flight"),
     [
-        (24, "false", [], 11),
+        (24, "false", [], 27),
         (24, "true", [], 46),
-        (48, "false", ["learner.tokens_per_micro_batch=8192"], 53),
-        (80, "false", ["learner.tokens_per_micro_batch=16384"], 108),
+        (48, "false", ["learner.recompute_activations=false"], 54),
+        (80, "false", ["learner.recompute_activations=false", "learner.tokens_per_micro_batch=16384"], 109),
     ],
 )
 def test_the_gpu_config_fits_as_it_says(total: int, sleep: str, changes: list[str], in_flight: int) -> None:

@@ -131,6 +131,7 @@ def test_a_model_without_such_layers_is_refused() -> None:
         compile_layers(model)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
 def test_compiled_layers_compute_the_same_and_any_length_compiles_nothing_more() -> None:
     plain, compiled = model_of("qwen3"), model_of("qwen3")
     for model in (plain, compiled):

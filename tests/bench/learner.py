@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--response", default="32-512", help="tokens, evenly from A to B")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--way", action="append", help="only those whose name contains this; may be repeated")
+    parser.add_argument("--way", action="append", help="only the one of this name; may be repeated")
     parser.add_argument("--no-trl", action="store_true")
     options = parser.parse_args()
     python = None if options.no_trl else trl_python(options.device)
@@ -113,7 +113,7 @@ def compare(model: str, options: argparse.Namespace, python: Path | None, scratc
 
 def wanted(options: argparse.Namespace, python: Path | None) -> list[tuple[str, Sequence[str], dict[str, Any]]]:
     """(name, command, what of the specification is this way's)."""
-    ours, theirs = (sys.executable, "-m", "tests.bench.learner_own"), (str(python), "tests/bench/learner_trl.py")
+    ours, theirs = (sys.executable, "-m", "tests.bench.learner_own"), (str(python), "-P", "tests/bench/learner_trl.py")
     group, gpu = options.group, options.device != "cpu"
     base = {"lr": 1e-6}
     small = {"tokens_per_micro_batch": options.prompt + int(options.response.split("-")[1])}
@@ -134,7 +134,7 @@ def wanted(options: argparse.Namespace, python: Path | None) -> list[tuple[str, 
         ):
             changes = {"rows": rows, "recompute": recompute, "compile": compiled, "liger": gpu}
             ways.append((name, theirs, changes))
-    return [way for way in ways if not options.way or any(part in way[0] for part in options.way)]
+    return [way for way in ways if not options.way or way[0] in options.way]
 
 
 def start(name: str, argv: Sequence[str], changes: dict[str, Any], spec: dict[str, Any], scratch: Path) -> Way:
