@@ -21,7 +21,7 @@ SIGNED = ("exp_avg",)
 def adamw_8bit(parameters: Sequence[torch.nn.Parameter], learner: LearnerConfig) -> torch.optim.Optimizer:
     """Raises PolicyError where torchao is not installed."""
     try:
-        from torchao.optim import AdamW8bit
+        from torchao.optim import AdamW8bit  # pyright: ignore[reportMissingImports] - an extra
     except ImportError as error:
         raise PolicyError(
             'learner.optimizer = "adamw_8bit" needs torchao, which is not installed: pip install torchao, or set '

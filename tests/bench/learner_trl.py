@@ -8,6 +8,7 @@ each line on standard input with one of JSON.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
@@ -104,6 +105,7 @@ def measured(work, device: str) -> dict[str, float]:
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
     else:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed and kept would be no part of the step's
         Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
         before = resident("VmRSS")
     clock = time.perf_counter if on_gpu else time.process_time
