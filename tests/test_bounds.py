@@ -170,6 +170,26 @@ def test_everything_that_grows_has_a_bound() -> None:
     assert sorted(BOUNDS.keys() - found) == [], "these are no more"
 
 
+def unbounded_caches(source: str) -> list[str]:
+    """Decorators and calls of functools that keep all that they ever returned."""
+    names = {"cache", "lru_cache", "functools.cache", "functools.lru_cache"}
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        for decorator in getattr(node, "decorator_list", ()):
+            found += [ast.unparse(decorator)] if ast.unparse(decorator) in names - {"lru_cache"} else []
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in names:
+            sizes = [ast.unparse(k.value) for k in node.keywords if k.arg == "maxsize"] + [*map(ast.unparse, node.args)]
+            found += [ast.unparse(node)] if not sizes or "None" in sizes else []
+    return found
+
+
+def test_every_cache_has_a_size() -> None:
+    sources = [path.read_text() for top in ("swarm", "node") for path in (ROOT / top).rglob("*.py")]
+    assert [found for source in sources for found in unbounded_caches(source)] == []
+    bad = "@cache\ndef f(): ...\n@lru_cache(maxsize=None)\ndef g(): ...\n@lru_cache(maxsize=4)\ndef h(): ..."
+    assert unbounded_caches(bad) == ["cache", "lru_cache(maxsize=None)"]
+
+
 def test_an_attribute_that_grows_is_found() -> None:
     source = "class A:\n def __init__(self):\n  self.a: dict[str, int] = {}\n  self.b = deque[int]()\n  self.c = 1\n"
     assert list(attributes("x.py", source)) == ["x.py A.a", "x.py A.b"]

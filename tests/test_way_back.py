@@ -61,9 +61,10 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(policy: Path, directory: Path, **settings: object) -> AsyncIterator[Bench]:
+async def bench(policy: Path, directory: Path, /, **settings: object) -> AsyncIterator[Bench]:
     config = config_of(policy, directory, **settings)
-    config = NodeConfig.model_validate(config.model_dump() | {"policy": {"model": str(policy), "device": "cpu"}})
+    device = {"policy": config.policy.model_dump() | {"device": "cpu"}}
+    config = NodeConfig.model_validate(config.model_dump() | device)
     store = CheckpointStore(directory / "checkpoints", keep=9)
     checkpoint = store.latest()
     loaded = load_policy(config.policy, checkpoint.model_dir if checkpoint else None)
@@ -163,6 +164,17 @@ async def test_without_any_checkpoint_it_begins_again(policy: Path, tmp_path: Pa
         assert moments == {}
         assert on.progress.tracker.value(task(task_ref(0)), on.trainer.version) == 0.5
         assert (on.learning.steps, on.trainer.version) == (2, 3)
+
+
+async def test_an_adapter_goes_back_as_well(policy: Path, tmp_path: Path) -> None:
+    lora = {"model": str(policy), "adapter": {"type": "lora", "rank": 2}}
+    async with bench(policy, tmp_path, policy=lora) as on:
+        await learn(on, 3)
+        await on.learning.checkpoint()
+        weights, _ = await on.trainer.snapshot()
+        await learn(on, 2)
+        await on.go_back(ORDER)
+        assert same(weights, (await on.trainer.snapshot())[0])
 
 
 async def test_a_damaged_checkpoint_is_not_gone_back_to(policy: Path, tmp_path: Path) -> None:
