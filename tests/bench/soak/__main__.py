@@ -25,7 +25,7 @@ from pathlib import Path
 
 from node.loops import gather
 from node.operator_client import NodeClient, discover
-from swarm.errors import NetworkError
+from swarm.errors import NetworkError, SwarmError
 from swarm.wire.codec import seal
 from tests.bench.peer import SPEC, Parts, open_peer
 from tests.bench.soak.figures import drawn, table
@@ -126,21 +126,28 @@ async def daemon(root: Path, name: str, model: Path, peers: list[str]) -> AsyncI
 
 
 async def guests(root: Path, addresses: list[str], rest_s: float) -> None:
-    """One after the other, for ever."""
+    """One after the other, for ever. One that this machine is too busy to start is no fault of the daemons'."""
     for number in range(1 << 30):
-        rng = random.Random(number)
-        async with open_peer(root / f"guest-{number}", *addresses, parts=Parts(max_groups=200)) as guest:
-            await guest.exchange.announce(guest.announcement(0))
-            gathering = asyncio.create_task(gather(guest.exchange, guest.intake, guest.journal, guest.pool))
-            with suppress(TimeoutError):
-                async with asyncio.timeout(GUEST_S):
-                    async for ref in guest.refs(seed=number):
-                        signed = seal(guest.group(rng, ref, rollouts=4, tokens=64), guest.identity)
-                        await guest.journal.append(signed, [None] * 4, own=True)
-                        await asyncio.sleep(1.0 / GUEST_GROUPS_PER_S)
-            gathering.cancel()
-            await asyncio.wait({gathering})
+        try:
+            await visit(root / f"guest-{number}", addresses, number)
+        except SwarmError as error:
+            print(f"guest {number}: {error}", flush=True)
         await asyncio.sleep(rest_s)
+
+
+async def visit(directory: Path, addresses: list[str], number: int) -> None:
+    rng = random.Random(number)
+    async with open_peer(directory, *addresses, parts=Parts(max_groups=200)) as guest:
+        await guest.exchange.announce(guest.announcement(0))
+        gathering = asyncio.create_task(gather(guest.exchange, guest.intake, guest.journal, guest.pool))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GUEST_S):
+                async for ref in guest.refs(seed=number):
+                    signed = seal(guest.group(rng, ref, rollouts=4, tokens=64), guest.identity)
+                    await guest.journal.append(signed, [None] * 4, own=True)
+                    await asyncio.sleep(1.0 / GUEST_GROUPS_PER_S)
+        gathering.cancel()
+        await asyncio.wait({gathering})
 
 
 async def soak(arguments: argparse.Namespace, root: Path) -> None:
