@@ -105,6 +105,7 @@ BOUNDS = {
     "node/alarms.py Alarms._held": "the rules",
     "node/alarms.py Alarms._active": "the rules",
     "node/bootstrap.py _Seed._said": "texts of our own",
+    "node/engine/optimizer.py Masters._trained": "the parameters that are trained",
     "node/engine/passes.py Passes._found": "lives for one step: a number for each of its tokens",
     "node/engine/transformers.py TransformersGenerator._requests": "MAX_WAITING requests of ours",
     "node/engine/vllm/generator.py VllmGenerator._slots": "a semaphore",
