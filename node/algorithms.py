@@ -294,8 +294,17 @@ class LearnerConfig(Table):
     """What a rollout is worth that was cut off before its policy ended it: "scored" as its text is, "failed" (reward
     0: who has answered should stop, which some swarms unlearn otherwise: docs/experiments/sharing-tokenizers.md), or
     "ignored"."""
+    devices: PositiveInt | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = 1
+    """So many of policy.device's kind, or CUDA devices by number; several share weights, gradients and the optimiser's
+    state among them (FSDP2), one process each."""
+    step_timeout_s: PositiveFloat = 600.0
+    """Of several devices, for one step; a learner that takes longer counts as lost."""
     opsm_delta: PositiveFloat = 0.5
     """Own negatives that drifted further (mean nats a token) are vetoed (DeepSeek-V3.2 OPSM)."""
+
+    @property
+    def num_devices(self) -> int:
+        return self.devices if isinstance(self.devices, int) else len(self.devices)
 
 
 class FixedShare(Table):

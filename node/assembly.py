@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ import numpy as np
 from node.config import NodeConfig
 from node.engine.base import Generator
 from node.engine.policy import Policy, torch_dtype
-from node.engine.trainer import OneDevice, PolicyTrainer
+from node.engine.ranks.several import SeveralDevices
+from node.engine.trainer import Learner, OneDevice, PolicyTrainer
 from node.engine.updates import Rules, Updates
 from node.holds import Holds
 from node.intake import Intake
@@ -63,7 +65,7 @@ def trainer_of(config: NodeConfig, policy: Policy, probe: np.ndarray | None, ver
         autocast=config.policy.dtype == "bfloat16",
     )
     return PolicyTrainer(
-        OneDevice(Updates(policy.model, rules)),
+        _learner(policy, rules, config.threads),
         policy.codec,
         rules,
         advantage=config.advantage,
@@ -73,6 +75,14 @@ def trainer_of(config: NodeConfig, policy: Policy, probe: np.ndarray | None, ver
         probe=probe,
         version=version,
     )
+
+
+def _learner(policy: Policy, rules: Rules, threads: int) -> Learner:
+    """`threads`: CPU threads of each process; 0 for a fair part of what there is."""
+    if len(policy.devices) == 1:
+        return OneDevice(Updates(policy.model, rules))
+    fair = max(1, (os.cpu_count() or 1) // len(policy.devices))
+    return SeveralDevices(policy, rules, policy.devices, threads or fair)
 
 
 def hands_of(

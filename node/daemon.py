@@ -24,6 +24,7 @@ from node.checkpoint import CheckpointStore
 from node.config import NodeConfig, NoExchange
 from node.datadir import DataDirectory
 from node.disk import DiskWatch, next_checkpoint
+from node.engine.devices import learner_devices
 from node.engine.opening import choose, open_generator
 from node.engine.policy import load_policy, prepare_process
 from node.evaluation import Evaluation
@@ -121,7 +122,9 @@ async def _open_mind(
     """From the newest checkpoint, where there is one."""
     store = CheckpointStore(data.checkpoints, config.checkpoint.keep)
     checkpoint = await asyncio.to_thread(store.latest)
-    policy = await asyncio.to_thread(load_policy, config.policy, checkpoint.model_dir if checkpoint else None)
+    devices = learner_devices(config.policy, config.learner)
+    model_dir = checkpoint.model_dir if checkpoint else None
+    policy = await asyncio.to_thread(load_policy, config.policy, model_dir, devices)
     progress = Progress(config, policy, judge.sources, checkpoint)
     check_policy(manifest, progress.fingerprint, policy.codec.fingerprint)
     chosen = choose(config, policy)

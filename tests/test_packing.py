@@ -19,7 +19,7 @@ from transformers import (
 
 from node.engine.attention import Dense, Ragged, layout
 from node.engine.head import Head
-from node.engine.logprobs import token_scores
+from node.engine.logprobs import TokenScores, token_scores
 from node.engine.packing import share_rows
 from node.rl.batch import pack
 from node.rl.packing import sequences
@@ -208,7 +208,7 @@ def test_packed_and_separate_rollouts_have_equal_log_probabilities_and_gradients
         for i, n in enumerate((3, 5, 7, 2, 6, 4, 1, 8, 20))
     ]
     apart, apart_gradient = scored(model, rows, share=False)
-    assert share_rows(model)
+    assert share_rows(TokenScores(model))
     assert any(len(micro.rows) > 1 for micro in pack(rows, 150, share=True))
     together, gradient = scored(model, rows, share=True)
     torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-5)
@@ -228,21 +228,21 @@ def test_a_model_whose_layers_see_more_than_their_mask_is_left_alone():
 
     torch.manual_seed(0)
     model = Leaky().eval()
-    assert not share_rows(model)
+    assert not share_rows(TokenScores(model))
     assert model.config._attn_implementation == "sdpa"
 
 
 def test_a_model_with_attention_of_its_own_is_left_alone():
     model = model_of("llama")
     model.set_attn_implementation("eager")
-    assert not share_rows(model)
+    assert not share_rows(TokenScores(model))
     assert model.config._attn_implementation == "eager"
 
 
 def test_layers_that_do_not_say_what_they_see_are_left_alone():
     model = model_of("llama")
     model.config.layer_types = ["chunked_attention", "full_attention"]
-    assert not share_rows(model)
+    assert not share_rows(TokenScores(model))
     del model.config.layer_types  # pyright: ignore[reportAttributeAccessIssue]
     model.config.sliding_window = 4  # which Llama's attention does not hand on
-    assert not share_rows(model)
+    assert not share_rows(TokenScores(model))

@@ -205,6 +205,16 @@ def test_a_learner_of_configured_size(gib: float, standing: int) -> None:
     assert (need.standing, need.standing + need.passing) == (standing, int(gib * GIB))
 
 
+def test_several_devices_share_what_is_standing_and_hold_two_layers_whole() -> None:
+    one = learner_bytes(TINY, "float32", 50, MICRO, VllmEngine())
+    two = learner_bytes(TINY, "float32", 50, MICRO.model_copy(update={"devices": 2}), VllmEngine())
+    assert one.standing == (12 + 4) * TINY.trainable
+    assert two.standing == 12 * TINY.trainable // 2
+    outside = min(2 * TINY.vocabulary * TINY.hidden, TINY.parameters)
+    assert two.passing == one.passing + 8 * (outside + 2 * (TINY.parameters - outside) // TINY.layers)
+    assert learner_bytes(TINY, "float32", 50, MICRO.model_copy(update={"devices": (0, 3)}), VllmEngine()) == two
+
+
 def saved_bytes(config: PreTrainedConfig, autocast: bool) -> int:
     """What a forward pass over 150 tokens keeps for the backward pass, the weights' own copies included."""
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -440,30 +450,33 @@ def test_a_policy_that_does_not_fit_into_ram() -> None:
 
 
 def test_which_devices_an_engine_has() -> None:
-    assert engine_devices(VllmEngine(), torch.device("cuda")) == (0,)
-    assert engine_devices(VllmEngine(tensor_parallel_size=2), torch.device("cuda", 1)) == (1, 2)
-    assert engine_devices(VllmEngine(devices=(3, 1)), torch.device("cuda")) == (3, 1)
-    assert engine_devices(VllmEngine(), torch.device("cpu")) == ()
-    assert engine_devices(VllmEngine(devices=(0,)), torch.device("cpu")) == (0,)
+    assert engine_devices(VllmEngine(), [torch.device("cuda")]) == (0,)
+    assert engine_devices(VllmEngine(tensor_parallel_size=2), [torch.device("cuda", 1)]) == (1, 2)
+    assert engine_devices(VllmEngine(devices=(3, 1)), [torch.device("cuda")]) == (3, 1)
+    assert engine_devices(VllmEngine(), [torch.device("cpu")]) == ()
+    assert engine_devices(VllmEngine(devices=(0,)), [torch.device("cpu")]) == (0,)
+    several = [torch.device("cuda", 2), torch.device("cuda", 0)]
+    assert engine_devices(VllmEngine(tensor_parallel_size=2), several) == (3, 4)
+    assert engine_devices(VllmEngine(devices=(0,)), several) == (0,)
 
 
 def test_the_memory_of_this_machine() -> None:
-    (memory,) = machine((), torch.device("cpu")).devices
+    (memory,) = machine((), [torch.device("cpu")]).devices
     assert (memory.name, memory.learner) == ("RAM", True)
     assert GIB // 4 < memory.free < memory.total < 2**50
-    assert not machine((), torch.device("cuda")).devices[0].learner
+    assert not machine((), [torch.device("cuda")]).devices[0].learner
 
 
 def test_a_device_that_is_not_there() -> None:
     with pytest.raises(EngineError) as caught:
-        machine((0, 4096), torch.device("cuda"))
+        machine((0, 4096), [torch.device("cuda")])
     assert str(caught.value).startswith("engine.devices = [0, 4096] is not allowed; this machine has ")
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_memory_of_a_gpu() -> None:
-    found = machine((0,), torch.device("cuda"))
+    found = machine((0,), [torch.device("cuda")])
     assert (found.kind, found.devices[0].name, found.devices[0].learner) == ("cuda", "cuda:0", True)
     assert 0 < found.devices[0].free < found.devices[0].total
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from node.engine.vllm.shared import ALIGNMENT, SharedTensors, mapped
+from node.engine.shared import ALIGNMENT, SharedTensors, mapped
 
 ROOT = Path(__file__).parents[1]
 READER = """
 import json, sys
-from node.engine.vllm.shared import mapped
+from node.engine.shared import mapped
 print(json.dumps({name: tensor.double().tolist() for name, tensor in mapped(json.loads(sys.argv[1]))}))
 """
 

@@ -61,28 +61,6 @@ def token_scores(
     return head_scores(rows, output.weight, output.bias, targets, _of_model(head, model))
 
 
-class TokenLogprobs(torch.nn.Module):
-    """`action_logprobs` as a module around its model: what is sharded or compiled is one forward pass of it."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        position_ids: torch.Tensor,
-        action_index: torch.Tensor,
-        targets: torch.Tensor,
-        temperature: float,
-        chunk: int,
-    ) -> torch.Tensor:
-        return action_logprobs(
-            self.model, input_ids, attention_mask, position_ids, action_index, targets, temperature, chunk
-        )
-
-
 def action_logprobs(
     model: PreTrainedModel,
     input_ids: torch.Tensor,

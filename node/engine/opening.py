@@ -35,8 +35,13 @@ class ChosenEngine:
 def choose(config: NodeConfig, policy: Policy) -> ChosenEngine:
     """Raises EngineError for an engine that is not usable here, or that is to sample more than the model has positions
     for."""
-    engine = choose_engine(config.engine, policy.model.num_parameters(), policy.model.device.type, engines())
+    engine = choose_engine(config.engine, policy.model.num_parameters(), policy.devices[0].type, engines())
     if isinstance(engine, TransformersEngine):
+        if len(policy.devices) > 1 and policy.devices[0].type == "cuda":
+            raise EngineError(
+                'engine.type = "transformers" is not allowed beside a learner on several GPUs; "vllm" is, which has '
+                "a GPU of its own"
+            )
         return ChosenEngine(config=engine, max_length=0, probe=None)
     positions = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
     asked = config.sampler.max_prompt_tokens + config.sampler.max_new_tokens

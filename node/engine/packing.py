@@ -6,11 +6,10 @@ import logging
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from node.engine.attention import take_over
 from node.engine.head import Head
-from node.engine.logprobs import token_scores
+from node.engine.logprobs import TokenScores
 from node.rl.segments import Segments
 
 #: Largest difference that counts as none, in nats; in the precision that the model computes in.
@@ -19,20 +18,21 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.25}
 log = logging.getLogger(__name__)
 
 
-def share_rows(model: PreTrainedModel) -> bool:
-    """Whether rollouts may share a row of `model`, whose attention is then replaced by one that knows how
+def share_rows(scores: TokenScores) -> bool:
+    """Whether rollouts may share a row of the model in `scores`, whose attention is then replaced by one that knows how
     (node.engine.attention).
 
     Not with recurrent layers, which have a state that has read the other continuations, nor where attention is of a
     kind of its own. Tried with two continuations of one prompt, and another prompt, together and apart.
     """
+    model = scores.model
     before = model.config._attn_implementation
     if before != "sdpa":
         log.info("every rollout has a row of its own: this model's attention is %s", before)
         return False
     try:
         take_over(model)
-        together, apart = _tried(model)
+        together, apart = _tried(scores)
     except (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError) as error:
         log.info("every rollout has a row of its own: %s", str(error).partition("\n")[0])
     else:
@@ -44,16 +44,15 @@ def share_rows(model: PreTrainedModel) -> bool:
 
 
 @torch.no_grad()
-def _tried(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
+def _tried(scores: TokenScores) -> tuple[torch.Tensor, torch.Tensor]:
     """float32 [6]: log-probabilities of [1, 2] and [3, 1] after [2, 3], and [2, 1] after [4]; in one row, in three."""
-    device, head = model.device, Head(temperature=1.0, chunk=8)
+    device, head = scores.model.device, Head(temperature=1.0, chunk=8)
     targets = torch.tensor([1, 2, 3, 1, 2, 1], device=device)
     segments = Segments(
         lengths=np.array([2, 2, 2, 1, 2]), before=np.array([0, 2, 2, 0, 1]), prompt=np.array([0, 0, 0, 6, 6])
     )
     row = torch.tensor([[2, 3, 1, 2, 3, 1, 4, 2, 1]], device=device)
-    together = token_scores(
-        model,
+    together = scores(
         row,
         torch.ones_like(row),
         torch.tensor([[0, 1, 2, 3, 2, 3, 0, 1, 2]], device=device),
@@ -63,8 +62,7 @@ def _tried(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
         segments,
     )
     rows = torch.tensor([[2, 3, 1, 2], [2, 3, 3, 1], [4, 2, 1, 0]], device=device)
-    apart = token_scores(
-        model,
+    apart = scores(
         rows,
         torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0]], device=device),
         torch.arange(4, device=device).expand(3, 4),

@@ -19,6 +19,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from node.config import Lora, PolicyConfig
 from node.engine import lora
+from node.engine.devices import resolve_device
 from node.engine.lora import Adapter
 from node.engine.text import HfTextCodec, load_codec
 from node.seed.cache import seed_model
@@ -34,6 +35,8 @@ class Policy:
     """Of the architecture and the base weights; what peers see."""
     adapter: Adapter | None
     """In `model`, and all of it that is trained; None where all weights are."""
+    devices: tuple[torch.device, ...]
+    """That it is trained on; `model` is there, or on the CPU where they are several."""
 
     def sampling_copy(self, dtype: str) -> PreTrainedModel:
         """The generator's own weights, in the dtype that it samples with ("float32", "bfloat16")."""
@@ -57,9 +60,11 @@ def prepare_process(threads: int) -> None:
     disable_progress_bar()
 
 
-def load_policy(config: PolicyConfig, resume_from: Path | None = None) -> Policy:
+def load_policy(
+    config: PolicyConfig, resume_from: Path | None = None, devices: tuple[torch.device, ...] = ()
+) -> Policy:
     """Loads the base policy, or its continuation from `resume_from` (a checkpoint's model directory; where it holds an
-    adapter, the base is the config's).
+    adapter, the base is the config's). `devices`: that it will be trained on, if not on the config's one.
 
     Raises PolicyError when the model cannot be loaded, or `resume_from` is not of the kind that the config trains: all
     weights or an adapter, of which rank, on what base.
@@ -77,9 +82,10 @@ def load_policy(config: PolicyConfig, resume_from: Path | None = None) -> Policy
     else:
         model, adapter = load_plain(source), None
         identity = fingerprint(model)
-    _moved(model, resolve_device(config.device))
+    devices = devices or (resolve_device(config.device),)
+    _moved(model, devices[0] if len(devices) == 1 else torch.device("cpu"))
     codec = load_codec(_home_of_tokenizer(source), config.system_prompt)
-    return Policy(model=model, codec=codec, fingerprint=identity, adapter=adapter)
+    return Policy(model=model, codec=codec, fingerprint=identity, adapter=adapter, devices=devices)
 
 
 def load_plain(source: str) -> PreTrainedModel:
@@ -108,19 +114,6 @@ def resolve_model(name: str) -> str:
 def torch_dtype(name: str) -> torch.dtype:
     """Of "float32" or "bfloat16", as in policy.dtype."""
     return getattr(torch, name)
-
-
-def resolve_device(name: str) -> torch.device:
-    """ "auto" is the first CUDA device, or the CPU. Raises PolicyError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise PolicyError(f'policy.device = {name!r}: expected "auto", "cpu", "cuda" or "cuda:N"') from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise PolicyError(f"policy.device = {name!r}: this machine has {torch.cuda.device_count()} CUDA devices")
-    return device
 
 
 def fingerprint(model: PreTrainedModel) -> str:

@@ -108,6 +108,8 @@ def plan(
         )
     weights = -(-size.parameters * DTYPE_BYTES[dtype] // ranks)
     needs = learner_bytes(size, dtype, max_length, learner, engine)
+    if machine.kind == "cpu":  # which all of the learner's devices are
+        needs = LearnerBytes(standing=learner.num_devices * needs.standing, passing=learner.num_devices * needs.passing)
     sleeps = engine.sleep and machine.kind == "cuda"
     device, room = min(((d, _room(d, needs, sleeps) - weights) for d in machine.devices), key=lambda pair: pair[1])
     kv_cache = _kv_cache_bytes(cache, engine, machine, room)
@@ -124,16 +126,22 @@ def plan(
     )
 
 
-def engine_devices(engine: VllmEngine, policy: torch.device) -> tuple[int, ...]:
-    """CUDA devices of the engine: those configured, or the policy's own and those after it; none beside a policy on the
-    CPU, which is where the engine is then."""
-    if engine.devices or policy.type == "cpu":
+def cuda_device(device: torch.device) -> torch.device:
+    """With its number, which "cuda" has not."""
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+def engine_devices(engine: VllmEngine, learner: Sequence[torch.device]) -> tuple[int, ...]:
+    """CUDA devices of the engine: those configured, or the learner's own and those after it; where the learner has
+    several, those after its last; none beside a learner on the CPU, which is where the engine is then."""
+    if engine.devices or learner[0].type == "cpu":
         return engine.devices
-    first = policy.index or 0
+    last = max(device.index or 0 for device in learner)
+    first = last if len(learner) == 1 else last + 1
     return tuple(range(first, first + engine.tensor_parallel_size))
 
 
-def machine(devices: Sequence[int], policy: torch.device) -> Machine:
+def machine(devices: Sequence[int], learner: Sequence[torch.device]) -> Machine:
     """The memory of those CUDA devices as it is now, or without any, RAM. Asking a device takes some of its memory (a
     CUDA context of this process). Raises EngineError for a device that is not there."""
     if not devices:
@@ -143,11 +151,14 @@ def machine(devices: Sequence[int], policy: torch.device) -> Machine:
             name="RAM",
             total=kib["MemTotal:"] * 1024,
             free=kib["MemAvailable:"] * 1024,
-            learner=policy.type == "cpu",
+            learner=learner[0].type == "cpu",
         )
         return Machine(kind="cpu", devices=(ram,))
     if max(devices) >= (count := torch.cuda.device_count()):
-        raise EngineError(f"engine.devices = {list(devices)} is not allowed; this machine has {count} CUDA devices")
+        chosen = "" if len(learner) == 1 else f" (the learner has {', '.join(map(str, learner))})"
+        raise EngineError(
+            f"engine.devices = {list(devices)} is not allowed; this machine has {count} CUDA devices{chosen}"
+        )
     memories = [(index, *torch.cuda.mem_get_info(index)) for index in devices]
     return Machine(
         kind="cuda",
@@ -156,7 +167,7 @@ def machine(devices: Sequence[int], policy: torch.device) -> Machine:
                 name=f"cuda:{index}",
                 total=total,
                 free=free,
-                learner=policy.type == "cuda" and index == (policy.index or 0),
+                learner=torch.device("cuda", index) in map(cuda_device, learner),
             )
             for index, free, total in memories
         ),
@@ -253,6 +264,7 @@ def _advice(
         put += ['learner.optimizer = "adamw_8bit"'] if learner.optimizer == "adamw" else []
         put += ["learner.offload_optimizer = true"] if kind == "cuda" and not learner.offload_optimizer else []
         put += ['policy.adapter.type = "lora"'] if size.trainable == size.parameters else []
+        put += ["learner.devices to more GPUs"] if kind == "cuda" else []
     if kind == "cuda":
         put += ["engine.sleep = true"] if device.learner and not engine.sleep else []
         put += ["engine.devices and engine.tensor_parallel_size to other or more GPUs"]

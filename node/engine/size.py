@@ -76,6 +76,10 @@ def learner_bytes(
     nothing where they are in RAM), and the copy of the weights on its way to the engine. Passing, the larger of: a
     micro-batch's forward and backward pass, that is what its layers keep, the head, and under autocast the 16-bit
     copies of float32 weights; or the optimiser's update, whose temporaries are another 4 bytes per trainable parameter.
+
+    On each of several devices (node/engine/ranks): its part of what is standing, without that copy, which is made in
+    RAM; and in a step, whole, weights and gradients of embeddings, head, and two layers (one computes while the next
+    comes).
     """
     tokens = max(learner.tokens_per_micro_batch, max_length)  # a longer row is a micro-batch alone
     cast = 2 * size.parameters if dtype == "bfloat16" and learner.weights == "float32" else 0
@@ -83,14 +87,24 @@ def learner_bytes(
     moments, update = (2 if learner.optimizer == "adamw_8bit" else 8), 4
     if learner.offload_optimizer:
         moments = update = 0
-    standing = (gradients + moments + DTYPE_BYTES[dtype]) * size.trainable
+    ranks = learner.num_devices
+    copied = DTYPE_BYTES[dtype] * size.trainable if ranks == 1 else 0
+    standing = (gradients + moments) * size.trainable // ranks + copied
+    whole = _whole(size) if ranks > 1 else 0
     passing = max(
-        _kept(size, dtype, tokens, learner) + _head(size, dtype, tokens, learner) + cast, update * size.trainable
+        _kept(size, dtype, tokens, learner) + _head(size, dtype, tokens, learner) + cast + whole,
+        update * size.trainable // ranks,
     )
     if engine.learner_gib:
         given = int(engine.learner_gib * GIB)
         return LearnerBytes(standing=min(given, standing), passing=max(0, given - standing))
     return LearnerBytes(standing=standing, passing=passing)
+
+
+def _whole(size: ModelSize) -> int:
+    """Of several devices, on each: float32 weights and gradients that are put together at the same time."""
+    outside = min(2 * size.vocabulary * size.hidden, size.parameters)
+    return 8 * (outside + 2 * (size.parameters - outside) // size.layers)
 
 
 def _kept(size: ModelSize, dtype: Dtype, tokens: int, learner: LearnerConfig) -> int:

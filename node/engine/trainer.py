@@ -32,6 +32,10 @@ class Learner(Protocol):
     """What computes: a device of this process, or ranks in processes of their own. Everything blocks, and belongs to
     the trainer's thread."""
 
+    def open(self) -> None:
+        """Once, before anything else. Raises EngineError."""
+        ...
+
     def prepare(self, share: Share) -> Step:
         """Packs the rows. Reads no weights: the one thing that may be done in another thread, beside an update."""
         ...
@@ -64,6 +68,8 @@ class OneDevice:
 
     def __init__(self, updates: Updates) -> None:
         self.updates = updates
+
+    def open(self) -> None: ...
 
     def prepare(self, share: Share) -> Step:
         packed = self.updates.packed(share)
@@ -136,6 +142,11 @@ class PolicyTrainer:
         return self._version
 
     async def __aenter__(self) -> PolicyTrainer:
+        try:
+            await self.call(self._learner.open)
+        except BaseException:
+            self._thread.shutdown(wait=True)
+            raise
         return self
 
     async def __aexit__(

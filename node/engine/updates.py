@@ -91,12 +91,15 @@ class Updated:
 class Updates:
     """Trains `model`. Not safe for threads: one step, or one look at the weights, at a time."""
 
-    def __init__(self, model: PreTrainedModel, rules: Rules, team: Team | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, rules: Rules, team: Team | None = None, scores: TokenScores | None = None
+    ) -> None:
+        """`scores`: the module around `model` that is called, where it has been sharded."""
         self.model = model.eval()  # dropout would be a difference to the sampler that no update made
         self.rules = rules
         self._team = team or Alone()
-        self._scores = TokenScores(model)
-        self._shares_rows = rules.learner.packing and share_rows(model)
+        self._scores = scores or TokenScores(model)
+        self._shares_rows = rules.learner.packing and share_rows(self._scores)
         self._budget = TokenBudget(rules.learner.tokens_per_micro_batch)
         self._gate = ForeignGate(rules.foreign_gate)
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -209,7 +212,8 @@ class Updates:
         rules, sums = self.rules, list[LossSums]()
         if batch.first:
             self._gate.open()
-        limit = self._limit(batch.micro_batches)
+        passes = max(int(number[0]) for number in self._team.all(np.array([len(batch.micro_batches)])))
+        limit = self._limit(batch.micro_batches, passes)
         for i, micro in enumerate(batch.micro_batches):
             scores = self._of(micro)
             proximal = batch.proximal(micro)
@@ -230,6 +234,8 @@ class Updates:
             sums.append(parts)
             if batch.first and rules.learner.updates_per_batch > 1:
                 batch.remember(micro, scores.logp.detach())
+        for _ in range(passes - len(batch.micro_batches)):
+            self._idle()
         batch.first = False
         return sums
 
@@ -239,12 +245,14 @@ class Updates:
         for parameter in self.trained.values():
             parameter.grad = None
 
-    def _limit(self, micro_batches: Sequence[MicroBatch]) -> float | None:
+    def _limit(self, micro_batches: Sequence[MicroBatch], passes: int) -> float | None:
         """`batch_limit` of all micro-batches. A batch of one finds it out by itself, which spares a forward pass."""
-        if type(self.rules.objective) not in LIMITS or (isinstance(self._team, Alone) and len(micro_batches) == 1):
+        if type(self.rules.objective) not in LIMITS or (isinstance(self._team, Alone) and passes == 1):
             return None
         with torch.no_grad():
             logps = [self._of(micro).logp for micro in micro_batches]
+            for _ in range(passes - len(micro_batches)):
+                self._idle()
         return batch_limit(micro_batches, logps, self.rules.objective, self._team.all)
 
     def _of(self, micro: MicroBatch) -> Scores:
@@ -259,6 +267,14 @@ class Updates:
                 self._head(self.rules.temperature),
                 micro.segments,
             )
+
+    def _idle(self) -> None:
+        """A pass of nothing, where other ranks have a micro-batch more: what they do together needs all of them."""
+        ids = torch.zeros(1, 2, dtype=torch.int64, device=self.model.device)
+        with self._precision():
+            scores = self._scores(ids, torch.ones_like(ids), ids, ids[0, :1], ids[0, :1], self._head(1.0))
+        if scores.logp.requires_grad:
+            (0.0 * scores.logp.sum()).backward()
 
     def _head(self, temperature: float) -> Head:
         learner = self.rules.learner

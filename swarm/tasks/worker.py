@@ -70,8 +70,8 @@ def main() -> None:
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches the whole process group; ending it is the parent's affair
-    _die_with_parent()
-    requests, replies = _take_standard_streams()
+    die_with_parent()
+    requests, replies = take_standard_streams()
     settings = json.loads(_read(requests) or "{}")
     if not settings:
         return
@@ -131,7 +131,7 @@ def _write(replies: BinaryIO, reply: Mapping[str, Any]) -> None:
     replies.flush()
 
 
-def _take_standard_streams() -> tuple[BinaryIO, BinaryIO]:
+def take_standard_streams() -> tuple[BinaryIO, BinaryIO]:
     """The protocol's ends under private numbers; what a task reads or prints is nothing."""
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -141,7 +141,7 @@ def _take_standard_streams() -> tuple[BinaryIO, BinaryIO]:
     return requests, replies
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """A hanging task does not see the end of stdin. Only Linux can say this."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

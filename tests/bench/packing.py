@@ -19,7 +19,7 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from node.engine.head import Head
-from node.engine.logprobs import token_scores
+from node.engine.logprobs import TokenScores, token_scores
 from node.engine.packing import share_rows
 from node.rl.batch import MicroBatch, pack
 from node.rl.samples import TokenRow
@@ -52,7 +52,7 @@ def main() -> None:
         head_dim=options.hidden // 4,
     )
     model = Qwen3ForCausalLM(config).eval()
-    assert share_rows(model)
+    assert share_rows(TokenScores(model))
     least, most = map(int, options.response.split("-"))
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, one thread")
     print("group  tokens  padded: separate  packed   s: separate  packed  ratio (of each round)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from node.config import NodeConfig, VllmEngine
 from node.engine.available import engines
 from node.engine.base import Weights
 from node.engine.policy import Policy, resolve_model
-from node.engine.room import Plan, engine_devices, machine, plan
+from node.engine.room import Plan, cuda_device, engine_devices, machine, plan
 from node.engine.size import ModelSize
 from node.engine.vllm.environment import engine_environment
 from node.engine.vllm.generator import VllmGenerator
@@ -42,7 +42,7 @@ def vllm_generator(
     warn: Callable[[str], None],
 ) -> VllmGenerator:
     """Not started yet; see `node.engine.opening`. Raises EngineError when it does not fit into memory."""
-    learner = policy.model.device
+    learner = policy.devices
     devices = engine_devices(engine, learner) if engines()["vllm"].build == "CUDA" else ()
     shared = plan(
         size=_size(policy),
@@ -133,9 +133,9 @@ def tied(model: torch.nn.Module) -> Mapping[str, str]:
     return {name: names[id(parameter)] for name, parameter in every if names[id(parameter)] != name}
 
 
-def _transport(engine: VllmEngine, devices: tuple[int, ...], learner: torch.device) -> Transport:
+def _transport(engine: VllmEngine, devices: tuple[int, ...], learner: Sequence[torch.device]) -> Transport:
     """ "auto": by CUDA IPC where learner and engine are on one and the same GPU."""
-    same = devices == (learner.index or 0,) and learner.type == "cuda"
+    same = [torch.device("cuda", number) for number in devices] == [cuda_device(device) for device in learner]
     return (
         CudaIpcTransport()
         if engine.transfer == "cuda_ipc" or (engine.transfer == "auto" and same)

@@ -17,8 +17,8 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine, IPCWeightTransferUpdateInfo
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from node.engine.shared import Layout, mapped
 from node.engine.vllm.handles import unpack_handle
-from node.engine.vllm.shared import Layout, mapped
 
 
 @dataclass

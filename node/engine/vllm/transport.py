@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch.multiprocessing.reductions import reduce_tensor
 
+from node.engine.shared import SharedTensors
 from node.engine.vllm.handles import pack_handle
 from node.engine.vllm.plugin import CUDA_IPC, MEMORY
-from node.engine.vllm.shared import SharedTensors
 
 
 class Transport(Protocol):

@@ -40,6 +40,7 @@ class SharedTensors:
         self._fd = os.memfd_create("swarm-node-weights", os.MFD_CLOEXEC)
         os.ftruncate(self._fd, max(size, ALIGNMENT))
         self._memory = mmap.mmap(self._fd, max(size, ALIGNMENT))
+        self._places: dict[str, torch.Tensor] = {}
         self.layout = Layout(
             path=f"/proc/{os.getpid()}/fd/{self._fd}",
             names=list(like),
@@ -50,8 +51,14 @@ class SharedTensors:
 
     def write(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """The same names and shapes as at the start, from any device. Not while an engine reads."""
-        for name, place in _views(self._memory, self.layout):
-            place.copy_(tensors[name])
+        for name in self.layout["names"]:
+            self.put(name, tensors[name])
+
+    def put(self, name: str, tensor: torch.Tensor) -> None:
+        """One of them."""
+        if name not in self._places:
+            self._places = dict(_views(self._memory, self.layout))
+        self._places[name].copy_(tensor)
 
     def close(self) -> None:
         """The memory goes with the last tensor that looks at it."""

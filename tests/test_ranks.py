@@ -1,0 +1,258 @@
+"""A learner on two devices: the same updates as on one, and what becomes of it when a rank dies.
+
+The devices are two processes on the CPU (gloo). Equal means: up to the order in which float32 numbers are added. A
+gradient is a sum of 2 x 2 partial sums here and of another grouping there, which differ by some 1e-7 of their size;
+Adam divides it by its own size, so that a weight whose gradient is nearly nothing may move by a visible part of the
+learning rate (1e-3 here) in another direction. Hence at most 2e-5, a fiftieth of what a weight moves in one update.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from node.algorithms import (
+    DppoTv,
+    ForeignGateConfig,
+    LearnerConfig,
+    M2po,
+    NoGate,
+    NoGuidance,
+    ObjectiveConfig,
+    ReceiverBaseline,
+    RelativeGate,
+    SpoAdvantage,
+)
+from node.config import Lora, PolicyConfig
+from node.engine.policy import Policy, load_policy
+from node.engine.ranks.messages import Message
+from node.engine.ranks.processes import LearnerLost, Processes, environment
+from node.engine.ranks.several import SeveralDevices
+from node.engine.sampling import sample
+from node.engine.trainer import Learner, OneDevice, PolicyTrainer
+from node.engine.updates import Rules, Updates
+from node.experience import Experience
+from swarm.errors import CheckpointError
+from swarm.types import (
+    GroupId,
+    PeerId,
+    PolicyVersion,
+    Role,
+    Rollout,
+    SampledTokens,
+    SamplingParams,
+    Turn,
+    VersionSpan,
+)
+from tests.builders import group, task, task_ref
+from tests.policies import save_tiny_policy
+
+TOLERANCE = 2e-5
+PROBE = np.arange(5, 45, 3, dtype=np.int32)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_policy(tmp_path_factory.mktemp("policy"))
+
+
+def loaded(directory: Path, adapter: Lora | None = None) -> Policy:
+    settings = {} if adapter is None else {"adapter": adapter}
+    return load_policy(PolicyConfig(model=str(directory), device="cpu", **settings))
+
+
+def experience(policy: Policy, index: int, rewards: Sequence[float], *, own: bool = True) -> Experience:
+    """What `policy` itself sampled for task `index`; peers' with log-probabilities that are not quite right."""
+    question = task(task_ref(index))
+    rng = torch.Generator().manual_seed(index)
+    params = SamplingParams(max_new_tokens=4 + 3 * index)
+    (rows,) = sample(policy.model, [policy.codec.prompt(question)], [len(rewards)], params, policy.codec.eos_id, rng)
+    rollouts = []
+    for number, row in enumerate(rows):
+        text, byte_lengths = policy.codec.decode(row.ids)
+        spans = (VersionSpan(version=PolicyVersion(0), length=len(row.ids)),)
+        logprobs = row.logprobs - np.float32(0.05 * number)
+        tokens = SampledTokens(logprobs=logprobs, byte_lengths=byte_lengths, versions=spans, ids=row.ids)
+        rollouts.append(Rollout(turns=(Turn(role=Role.ASSISTANT, text=text, finish=row.finish, sampled=tokens),)))
+    shared = group(*rollouts, ref=question.ref, origin=PeerId("me" if own else f"peer-{index}"))
+    return Experience(
+        id=GroupId(f"g{index}"),
+        group=replace(shared, tokenizer=policy.codec.fingerprint),
+        task=question,
+        rewards=np.array(rewards, dtype=np.float32),
+        scored=np.ones(len(rewards), dtype=bool),
+        own=own,
+        value=0.4,
+        version=PolicyVersion(0),
+        arrived_at=0.0,
+    )
+
+
+def batch_of(policy: Policy) -> list[Experience]:
+    """Own groups of several lengths, and two peers' that we have something to learn from."""
+    own = [experience(policy, index, [1.0, 0.0, 1.0]) for index in range(1, 4)]
+    peers = [experience(policy, index, [1.0, 0.0], own=False) for index in (4, 5)]
+    return own + peers
+
+
+def rules_of(objective: ObjectiveConfig, gate: ForeignGateConfig, **settings: object) -> Rules:
+    learner = {"lr": 1e-3, "warmup_steps": 0, "updates_per_batch": 2, "step_timeout_s": 120.0} | settings
+    return Rules(
+        objective=objective,
+        foreign=ReceiverBaseline(),
+        foreign_gate=gate,
+        learner=LearnerConfig.model_validate(learner),
+        temperature=1.0,
+        autocast=False,
+    )
+
+
+@asynccontextmanager
+async def trainer_of(policy: Policy, learner: Learner, rules: Rules) -> AsyncIterator[PolicyTrainer]:
+    async with PolicyTrainer(
+        learner,
+        policy.codec,
+        rules,
+        advantage=SpoAdvantage(),
+        guidance=NoGuidance(),
+        probe=PROBE,
+        version=PolicyVersion(0),
+    ) as trainer:
+        yield trainer
+
+
+def one(policy: Policy, rules: Rules) -> OneDevice:
+    return OneDevice(Updates(policy.model, rules))
+
+
+def two(policy: Policy, rules: Rules) -> SeveralDevices:
+    return SeveralDevices(policy, rules, [torch.device("cpu")] * 2, threads=1)
+
+
+def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=TOLERANCE, rtol=1e-4)
+
+
+@pytest.mark.timeout(300)
+async def test_two_devices_make_the_updates_of_one_and_begin_again_when_one_is_lost(directory: Path):
+    rules = rules_of(DppoTv(), NoGate())
+    policy = loaded(directory)
+    batch = batch_of(policy)
+    async with trainer_of(policy, one(policy, rules), rules) as trainer:
+        expected = [await trainer.step(batch) for _ in range(3)]
+        half_way, moments_half_way = await trainer.snapshot()
+        expected.append(await trainer.step(batch))
+        weights, (_, moments) = await trainer.weights(), await trainer.snapshot()
+
+    policy = loaded(directory)
+    learner = two(policy, rules)
+    async with trainer_of(policy, learner, rules) as trainer:
+        found = [await trainer.step(batch) for _ in range(4)]
+        assert [report.version for report in found] == [1, 2, 3, 4]
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours.lessons.keys() == theirs.lessons.keys() == {"peer-4", "peer-5"}
+            for name in theirs.metrics.keys() - {"step_s", "learner_tokens_per_s"}:
+                assert ours.metrics[name] == pytest.approx(theirs.metrics[name], rel=1e-3, abs=1e-5), name
+        handed, (kept, kept_moments) = await trainer.weights(), await trainer.snapshot()
+        assert_close(dict(handed.tensors), dict(weights.tensors))
+        assert_close(kept, dict(weights.tensors))
+        assert_close(kept_moments, moments)
+        assert handed.probe is not None
+        assert weights.probe is not None
+        np.testing.assert_allclose(handed.probe, weights.probe, atol=1e-4)
+
+        # A rank dies in a step: it ends, and says which; what one device had saved goes on on two.
+        os.kill(learner.pids[1], signal.SIGKILL)
+        began = time.monotonic()
+        with pytest.raises(LearnerLost, match="rank 1 of the learner: was killed by SIGKILL") as lost:
+            await trainer.step(batch)
+        assert (lost.value.rank, learner.pids) == (1, [])
+        assert time.monotonic() - began < 60.0  # and not step_timeout_s
+        await trainer.call(lambda: learner.replace(half_way))
+        with pytest.raises(CheckpointError, match="'other/step' belongs to no parameter"):
+            await trainer.restore({"other/step": torch.tensor(1.0)})
+        with pytest.raises(CheckpointError, match="has shape"):
+            await trainer.restore({name: tensor.flatten()[:4] for name, tensor in moments_half_way.items()})
+        await trainer.restore(moments_half_way)
+        await trainer.step(batch)
+        assert_close((await trainer.snapshot())[0], dict(weights.tensors))
+    assert learner.pids == []
+
+
+@pytest.mark.timeout(300)
+async def test_an_adapter_and_an_objective_that_sees_the_whole_batch_however_unevenly_it_is_cut(directory: Path):
+    """A micro-batch a rollout: one rank has more of them than the other, which idles through the rest."""
+    rules = rules_of(M2po(budget=0.002), RelativeGate(quantile=0.5), tokens_per_micro_batch=16)
+    adapted = Lora(rank=4)
+    policy = loaded(directory, adapted)
+    batch = batch_of(policy)[2:4]
+    results = []
+    for make in (one, two):
+        policy = loaded(directory, adapted)
+        async with trainer_of(policy, make(policy, rules), rules) as trainer:
+            reports = [await trainer.step(batch) for _ in range(3)]
+            results.append((reports[-1].metrics["masked_share"], *await trainer.snapshot()))
+    (masked, weights, moments), (masked_by_two, weights_of_two, moments_of_two) = results
+    assert 0 < masked < 1
+    assert masked_by_two == pytest.approx(masked, abs=0.05)
+    assert all(".lora_" in name for name in weights)
+    assert_close(weights_of_two, weights)
+    assert_close(moments_of_two, moments)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.timeout(300)
+def test_no_rank_outlives_its_node_even_while_it_waits_for_another(tmp_path: Path):
+    head = {"op": "begin", "rank": 0, "world": 2, "store": str(tmp_path / "store"), "device": "cpu", "threads": 1}
+    program = f"""
+from node.engine.ranks.messages import Message
+from node.engine.ranks.processes import Processes, environment
+processes = Processes(1, environment(1))
+print(processes.pids[0], flush=True)
+processes.ask([Message(head={head | {"timeout_s": 600.0}!r})], 600.0)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as node:
+        assert node.stdout is not None
+        pid = int(node.stdout.readline())
+        while alive(pid) and not (tmp_path / "store").exists():
+            time.sleep(0.05)
+        assert alive(pid)
+        node.kill()
+    deadline = time.monotonic() + 30.0
+    while alive(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.timeout(300)
+def test_a_rank_that_fails_says_why():
+    processes = Processes(1, environment(1))
+    with pytest.raises(LearnerLost, match="rank 0 of the learner: KeyError: 'device'"):
+        processes.ask([Message(head={"op": "begin"})], 250.0)
+    assert not any(alive(pid) for pid in processes.pids)
+
+
+def test_a_rank_that_does_not_answer_is_ended():
+    processes = Processes(1, environment(1))
+    with pytest.raises(LearnerLost, match=r"rank 0 of the learner: did not answer within 0\.1 s"):
+        processes.ask([Message(head={"op": "begin"})], 0.1)
+    assert not any(alive(pid) for pid in processes.pids)
