@@ -297,6 +297,9 @@ class LearnerConfig(Table):
     devices: PositiveInt | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = 1
     """So many of policy.device's kind, or CUDA devices by number; several share weights, gradients and the optimiser's
     state among them (FSDP2), one process each."""
+    draw_ahead: bool = False
+    """The next batch is drawn and packed while a step is under way (node/drawing.py); own groups are then up to a step
+    older. Not in experiments."""
     step_timeout_s: PositiveFloat = 600.0
     """Of several devices, for one step; a learner that takes longer counts as lost."""
     opsm_delta: PositiveFloat = 0.5

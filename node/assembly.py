@@ -23,6 +23,7 @@ from node.precedents import Precedents
 from node.producer import Author, Producer
 from node.progress import Progress
 from node.rl.demand import announced_values
+from node.time_account import Times
 from swarm.manifest import Manifest
 from swarm.membership import Membership
 from swarm.net.standing import Standing
@@ -42,6 +43,7 @@ class Mind:
     learning: Learning
     running: Holds
     """Held while the node is paused."""
+    times: Times
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -119,6 +121,7 @@ def hands_of(
         version=lambda: trainer.version,
         running=mind.running,
         ledger=progress.ledger,
+        times=mind.times,
     )
     precedents = Precedents(config.pool)
     intake = Intake(

@@ -40,6 +40,7 @@ from node.resources import Resources
 from node.rl.demand import announced_values
 from node.rpc import RpcServer
 from node.settings import doubts, task_specs
+from node.time_account import Times
 from swarm.manifest import Manifest
 from swarm.membership import Membership
 from swarm.net.base import Exchange
@@ -138,8 +139,11 @@ async def _open_mind(
     for doubt in doubts(config):
         log.warning(doubt)
         ledger.warn(doubt)
+    times = Times()
     generator = await stack.enter_async_context(
-        open_generator(config, chosen, policy, weights, progress.sampling_rng, ledger.counters, ledger.warn)
+        open_generator(
+            config, chosen, policy, weights, progress.sampling_rng, ledger.counters, ledger.warn, times.generator
+        )
     )
     running = Holds()
     metrics_log = MetricsLog(data.metrics, warn=ledger.warn)
@@ -155,9 +159,16 @@ async def _open_mind(
         credit=standing.credit,
         appetite=Appetite(config.pool.foreign_groups),
         reload=partial(load_policy, config.policy.model_copy(update={"device": "cpu"})),
+        times=times,
     )
     mind = Mind(
-        policy=policy, progress=progress, trainer=trainer, generator=generator, learning=learning, running=running
+        policy=policy,
+        progress=progress,
+        trainer=trainer,
+        generator=generator,
+        learning=learning,
+        running=running,
+        times=times,
     )
     return mind, metrics_log
 

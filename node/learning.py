@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from node.config import CheckpointConfig
 from node.divergence import GoBack
 from node.engine.base import StepReport, Weights
 from node.engine.policy import Policy
-from node.engine.trainer import PolicyTrainer
+from node.engine.trainer import PolicyTrainer, PreparedStep
 from node.engine.uninterrupted import to_its_end
 from node.experience import Experience
 from node.holds import Holds
@@ -31,10 +31,11 @@ from node.pool import RolloutPool
 from node.progress import Progress
 from node.rl.foreign import FOREIGN
 from node.rl.lessons import credits
+from node.time_account import CHECKPOINT, OWN_GROUPS, PAUSED, WEIGHTS, WORKING, Times
 from node.way_back import Reload, go_back
 from swarm.errors import CheckpointError
 from swarm.net.standing import Standing
-from swarm.types import PeerId, Task
+from swarm.types import PeerId, PolicyVersion, Task
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class Learning:
         credit: Callable[[PeerId, float], None],
         appetite: Appetite,
         reload: Reload | None = None,
+        times: Times | None = None,
     ) -> None:
         """`credit` is told what a step was worth to whom (`node.rl.lessons.credits`). Without `reload`, the node goes
         back to no earlier checkpoint, whatever happens."""
@@ -74,6 +76,7 @@ class Learning:
         self.appetite = appetite
         self._reload = reload
         self._trainer.lr_scale = progress.divergence.lr_scale
+        self.times = times or Times()
         self._last_step = asyncio.get_running_loop().time()
         self._between_steps = asyncio.Lock()
         self._saving = asyncio.Lock()
@@ -94,10 +97,16 @@ class Learning:
         """No step is under way inside."""
         return self._between_steps
 
-    async def draw(self, pool: RolloutPool) -> list[Experience]:
-        """The next step's batch. Waits while the node is paused, and for own groups."""
-        await self._running.wait()
-        version = self._trainer.version
+    @property
+    def version(self) -> PolicyVersion:
+        return self._trainer.version
+
+    async def draw(self, pool: RolloutPool, version: PolicyVersion | None = None) -> list[Experience]:
+        """A batch to train the policy's `version` on, by default the present one. Waits while the node is paused, and
+        for own groups."""
+        with self.times.learner.during(PAUSED):
+            await self._running.wait()
+        version = self._trainer.version if version is None else version
         rule = FOREIGN[type(self._foreign)]
 
         def value(task: Task) -> float:
@@ -106,15 +115,30 @@ class Learning:
         def demand(experience: Experience, present: float) -> float:
             return rule.demand(experience, present, self._foreign)
 
-        return await pool.draw(version, asyncio.get_running_loop().time, value, demand, since=self._progress.line_began)
+        clock, since = asyncio.get_running_loop().time, self._progress.line_began
+        with self.times.learner.during(OWN_GROUPS):
+            return await pool.draw(version, clock, value, demand, since=since)
 
-    async def step(self, batch: Sequence[Experience]) -> None:
+    async def prepare(self, batch: Sequence[Experience], version: PolicyVersion) -> PreparedStep:
+        """As far as a step of the policy's `version` can be made without the weights."""
+        return await self._trainer.prepare(batch, version)
+
+    async def waiting_for(self, drawn: Awaitable[T]) -> T:
+        """What comes of `drawn`, which another draws for the learner; also while the node is paused."""
+        with self.times.learner.during(OWN_GROUPS):
+            result = await drawn
+        with self.times.learner.during(PAUSED):
+            await self._running.wait()
+        return result
+
+    async def step(self, batch: Sequence[Experience], prepared: PreparedStep | None = None) -> None:
         """One step, and what it leaves behind. Cancelled, it first comes to its end."""
-        await to_its_end(self._step(batch))
+        with self.times.learner.during(WORKING):
+            await to_its_end(self._step(batch, prepared))
 
-    async def _step(self, batch: Sequence[Experience]) -> None:
+    async def _step(self, batch: Sequence[Experience], prepared: PreparedStep | None) -> None:
         async with self._between_steps:
-            report = await self._trainer.step(batch)
+            report = await self._trainer.step(batch, prepared)
             self._progress.steps += 1
             self._progress.version = report.version
         ledger = self._progress.ledger
@@ -177,7 +201,7 @@ class Learning:
         self._progress.ledger.step(self.steps, report)
         names = " ".join(alarm.name for alarm in self._progress.ledger.alarms)
         record = {"step": self.steps, "version": report.version, "time": time.time(), "alarms": names}
-        self._metrics_log.append(record | report.metrics)
+        self._metrics_log.append(record | report.metrics | self.times.metrics())
 
     def _alarmed(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Looks for alarms, says which begin and end, and returns what their averages add to the step's metrics."""
@@ -192,11 +216,13 @@ class Learning:
         return alarms.gauges()
 
     async def weights(self) -> Weights:
-        return await self._trainer.weights()
+        with self.times.learner.during(WEIGHTS):
+            return await self._trainer.weights()
 
     async def checkpoint_if_due(self) -> None:
         if self.steps - self._saved_at >= self._config.every_steps:
-            await self.checkpoint()
+            with self.times.learner.during(CHECKPOINT):
+                await self.checkpoint()
 
     async def checkpoint(self) -> Path:
         """Writes everything down and returns where. Training waits for the copy of the tensors, not for the disk.

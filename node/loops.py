@@ -16,6 +16,7 @@ import asyncio
 import itertools
 from collections.abc import Callable
 
+from node.drawing import Drawing
 from node.engine.base import Generator
 from node.evaluation import Evaluation
 from node.intake import Intake
@@ -23,6 +24,7 @@ from node.journal import GroupJournal
 from node.learning import Learning
 from node.pool import RolloutPool
 from node.producer import Producer
+from node.time_account import ENGINE, POOL_FULL
 from swarm.net.base import Exchange
 from swarm.types import Announcement
 
@@ -33,7 +35,8 @@ async def produce(producer: Producer, journal: GroupJournal, pool: RolloutPool, 
     while True:
         judged = await producer.next_group(exchange.peers)
         await journal.append(judged.signed, judged.experience.scores, own=True)
-        await pool.put_own(judged.experience)
+        with producer.times.generator.during(POOL_FULL):
+            await pool.put_own(judged.experience)
 
 
 async def share(
@@ -57,14 +60,16 @@ async def gather(exchange: Exchange, intake: Intake, journal: GroupJournal, pool
             exchange.thank(received, judged.signed, judged.experience.use)
 
 
-async def train(pool: RolloutPool, learning: Learning, generator: Generator, max_steps: int) -> None:
+async def train(drawing: Drawing, learning: Learning, generator: Generator, max_steps: int) -> None:
     """Pool -> optimiser step -> new policy version -> generator. Waits for own groups only. The node's clock."""
-    for _ in range(learning.steps, max_steps) if max_steps else itertools.count():
-        batch = await learning.draw(pool)
-        async with generator.make_room():
-            await learning.step(batch)
-        await generator.load(await learning.weights())
-        await learning.checkpoint_if_due()
+    async with drawing:
+        for _ in range(learning.steps, max_steps) if max_steps else itertools.count():
+            batch = await drawing.next()
+            with learning.times.learner.during(ENGINE):
+                async with generator.make_room():
+                    await learning.step(batch.groups, batch.prepared)
+            await generator.load(await learning.weights())
+            await learning.checkpoint_if_due()
     await learning.checkpoint()
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from node.config import NodeConfig, P2PExchange
 from node.disk import DiskWatch
+from node.drawing import Drawing
 from node.engine.base import Generator
 from node.evaluation import Evaluation
 from node.holds import Holds
@@ -77,7 +78,7 @@ class RunningNode:
                 ),
                 share(self.journal, self.exchange, self._announcement, self._heartbeat_s),
                 gather(self.exchange, self.intake, self.journal, self.pool),
-                train(self.pool, self.learning, self.generator, self.config.max_steps),
+                train(self._drawing, self.learning, self.generator, self.config.max_steps),
                 self.disk.run(),
                 self.resources.run(),
                 self.delay.run(),
@@ -89,6 +90,10 @@ class RunningNode:
             await self.stopping.wait()
             for task in tasks:
                 task.cancel()
+
+    @property
+    def _drawing(self) -> Drawing:
+        return Drawing(self.learning, self.pool, ahead=self.config.learner.draw_ahead)
 
     @property
     def _groups_in_flight(self) -> int:
@@ -139,6 +144,8 @@ class RunningNode:
         }
         used = self.delay.gauges() | self.resources.gauges() | self.disk.gauges()
         self.ledger.fill(status, pool | used | dict(self.generator.gauges()))
+        status.learner_time.update(self.learning.times.learner.shares())
+        status.generator_time.update(self.learning.times.generator.shares())
         values = self.tracker.source_values(self.ledger.policy_version)
         status.values.update({family_of(source): value for source, value in values.items()})
         return status

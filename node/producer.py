@@ -17,6 +17,7 @@ from node.holds import Holds
 from node.ledger import Ledger
 from node.rl.sampler import TaskSampler
 from node.rl.tracker import ValueTracker
+from node.time_account import PAUSED, SAMPLING, SCORING, TASKS, Times
 from swarm.errors import TaskError
 from swarm.membership import Membership
 from swarm.net.base import PeerInfo
@@ -127,7 +128,9 @@ class Producer:
         version: Callable[[], PolicyVersion],
         running: Holds,
         ledger: Ledger,
+        times: Times | None = None,
     ) -> None:
+        self.times = times or Times()
         self._config = config
         self._truncated: Truncated = truncated
         self._sampler = sampler
@@ -142,13 +145,17 @@ class Producer:
     async def next_group(self, peers: Callable[[], Sequence[PeerInfo]] = tuple) -> Judged:
         """A group with at least one scored rollout. `peers`: who is there, should the sampler ask."""
         while True:
-            await self._running.wait()
-            task, prompt = await self._next_task(peers)
+            with self.times.generator.during(PAUSED):
+                await self._running.wait()
+            with self.times.generator.during(TASKS):
+                task, prompt = await self._next_task(peers)
             value = self._tracker.value(task, self._version())  # frozen at dispatch (SPO++ section 3)
-            completions = await self._generator.sample(prompt, self._config.group_size, self._author.sampling)
+            with self.times.generator.during(SAMPLING):
+                completions = await self._generator.sample(prompt, self._config.group_size, self._author.sampling)
             whole = [c for c in completions if c.finish is not FinishReason.ERROR]
             rollouts = [self._author.rollout(completion) for completion in whole]
-            scores = await self._judge.score(task, [rollout.response for rollout in rollouts])
+            with self.times.generator.during(SCORING):
+                scores = await self._judge.score(task, [rollout.response for rollout in rollouts])
             answered = sum(score.status is ScoreStatus.OK for score in scores)
             self._ledger.counters["failed_rollouts"] += len(completions) - answered
             rewards, scored = rewards_of(rollouts, scores, self._truncated)

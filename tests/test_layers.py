@@ -49,6 +49,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "node/__init__.py",
         "node/table.py",
+        "node/time_account.py",
         "node/algorithms.py",
         "node/config.py",
         "node/settings.py",

@@ -34,7 +34,7 @@ from node.algorithms import (
     RelativeGate,
     SpoAdvantage,
 )
-from node.config import Lora, PolicyConfig
+from node.config import Lora, NoAdapter, PolicyConfig
 from node.engine.policy import Policy, load_policy
 from node.engine.ranks.messages import Message
 from node.engine.ranks.processes import LearnerLost, Processes, environment
@@ -68,8 +68,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loaded(directory: Path, adapter: Lora | None = None) -> Policy:
-    settings = {} if adapter is None else {"adapter": adapter}
-    return load_policy(PolicyConfig(model=str(directory), device="cpu", **settings))
+    return load_policy(PolicyConfig(model=str(directory), device="cpu", adapter=adapter or NoAdapter()))
 
 
 def experience(policy: Policy, index: int, rewards: Sequence[float], *, own: bool = True) -> Experience:

@@ -21,7 +21,9 @@ from swarm.types import PeerId
 def row(prompt: int, length: int, *, own: bool = True, guided: bool = False) -> TokenRow:
     """`prompt` tokens of prompt, all of them that number."""
     ids = np.arange(length, dtype=np.int32)
-    peer = PeerTokens(logprobs=np.float32([-0.5, -1.5]), byte_lengths=np.int32([length, length]))
+    peer = PeerTokens(
+        logprobs=np.array([-0.5, -1.5], dtype=np.float32), byte_lengths=np.array([length, length], dtype=np.int32)
+    )
     return TokenRow(
         prompt_ids=np.full(prompt, prompt, dtype=np.int32),
         response_ids=ids,
@@ -66,13 +68,14 @@ def test_a_device_may_have_nothing() -> None:
 
 def test_a_share_comes_through_as_it_was() -> None:
     rows = (row(2, 3), row(2, 4, guided=True), row(6, 2, own=False), row(1, 7))
-    share = Share(rows=rows, denominators=Denominators(tokens=40, samples=6), staleness=1 / 7, scale=0.3)
+    share = Share(rows=rows, denominators=Denominators(tokens=40, samples=6), staleness=1 / 7, scale=0.3, lr_scale=0.5)
     frame = share_message(share, {"op": "step", "version": 3}).frame()
     assert frame_length(frame) == len(frame)
     message = parsed(frame)
     assert (message.head["op"], message.head["version"]) == ("step", 3)
     there = share_of(message)
-    assert (there.denominators, there.staleness, there.scale) == (share.denominators, share.staleness, share.scale)
+    for name in ("denominators", "staleness", "scale", "lr_scale"):
+        assert getattr(there, name) == getattr(share, name)
     for ours, theirs in zip(rows, there.rows, strict=True):
         for field in fields(TokenRow):
             if field.name != "peer":

@@ -37,6 +37,7 @@ from node.engine.vllm.keeper import EngineKeeper
 from node.engine.vllm.opening import tied
 from node.engine.vllm.process import Engine, EngineSpec
 from node.engine.vllm.transport import MemoryTransport
+from node.time_account import GENERATORS, TimeAccount
 from swarm.types import FinishReason, PolicyVersion, SamplingParams
 
 #: Of every test with a real engine. vLLM's own warnings are not ours.
@@ -235,8 +236,13 @@ async def rig(
         engines.append(Engine.start(spec or spec_of(policy_dir), policy.codec.eos_id, seed=number))
         return engines[-1]
 
+    times = TimeAccount(GENERATORS)
     hand_off = hand_off or AllWeights(
-        transport, tied(policy.model), recompute_kv=config.recompute_kv, timeout_s=config.update_timeout_s
+        transport,
+        tied(policy.model),
+        recompute_kv=config.recompute_kv,
+        timeout_s=config.update_timeout_s,
+        times=times,
     )
     keeper = EngineKeeper(
         start=start,
@@ -247,6 +253,7 @@ async def rig(
         weights=learner.weights(),
         counters=counters,
         warn=warnings.append,
+        times=times,
     )
     generator = VllmGenerator(
         keeper,

@@ -89,6 +89,8 @@ def render(status: node_pb2.NodeStatus) -> Table:
         "held": "\n".join(status.holds),
         "alarms": "\n".join(f"{alarm.name} since step {alarm.since_step}: {alarm.text}" for alarm in status.alarms),
         "policy": f"version {status.policy_version} after {status.steps} steps",
+        "learner": _times(status.learner_time),
+        "generator": _times(status.generator_time),
         "network": f"{status.network}, {status.peers} peers alive, swarm {status.swarm[:16]}",
         "reached at": "\n".join(status.addresses),
         "admitted": _origins(status.admitted),
@@ -118,6 +120,12 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 def _shares(shares: Mapping[str, float]) -> str:
     return _list(f"{name} {share:.1%}" for name, share in sorted(shares.items()))
+
+
+def _times(shares: Mapping[str, float]) -> str:
+    """The most first, of what took at least a thousandth."""
+    most = sorted(shares.items(), key=lambda item: -item[1])
+    return _list(f"{name.replace('_', ' ')} {share:.1%}" for name, share in most if share >= 0.001)
 
 
 def _list(parts: Iterable[str]) -> str:

@@ -19,6 +19,7 @@ from node.engine.parity import TEXT, probe_ids
 from node.engine.policy import Policy
 from node.engine.transformers import TransformersGenerator
 from node.engine.vllm.environment import set_defaults
+from node.time_account import TimeAccount
 from swarm.errors import EngineError
 from swarm.types import FinishReason
 
@@ -68,15 +69,17 @@ async def open_generator(
     rng: torch.Generator,
     counters: Counter[str],
     warn: Callable[[str], None],
+    times: TimeAccount,
 ) -> AsyncIterator[Generator]:
-    """Up and sampling with `weights`. Raises EngineError. `rng` draws the tokens where that can be continued."""
+    """Up and sampling with `weights`. Raises EngineError. `rng` draws the tokens where that can be continued. `times`
+    is told what keeps the engine from sampling."""
     if isinstance(chosen.config, TransformersEngine):
         copy = policy.sampling_copy(config.policy.dtype)
         async with TransformersGenerator(copy, policy.codec, chosen.config, weights.version, rng) as generator:
             yield generator
         return
 
-    async with await asyncio.to_thread(_vllm, config, chosen, policy, weights, counters, warn) as generator:
+    async with await asyncio.to_thread(_vllm, config, chosen, policy, weights, counters, warn, times) as generator:
         yield generator
 
 
@@ -87,6 +90,7 @@ def _vllm(
     weights: Weights,
     counters: Counter[str],
     warn: Callable[[str], None],
+    times: TimeAccount,
 ) -> AbstractAsyncContextManager[Generator]:
     """In a thread: vLLM takes seconds to import, and need not be installed where it is not wanted."""
     assert isinstance(chosen.config, VllmEngine)
@@ -94,4 +98,6 @@ def _vllm(
     set_defaults()
     from node.engine.vllm.opening import vllm_generator
 
-    return vllm_generator(config, chosen.config, chosen.max_length, chosen.probe, policy, weights, counters, warn)
+    return vllm_generator(
+        config, chosen.config, chosen.max_length, chosen.probe, policy, weights, counters, warn, times
+    )

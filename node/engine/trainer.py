@@ -101,6 +101,8 @@ class PreparedStep:
     plan: RowPlan
     step: Step | None
     """None where there is nothing to learn."""
+    seconds: float
+    """That it took."""
 
 
 class PolicyTrainer:
@@ -157,8 +159,13 @@ class PolicyTrainer:
         finally:
             self._thread.shutdown(wait=True)  # a step cannot be cut short; it is seconds at most
 
-    async def step(self, batch: Sequence[Experience]) -> StepReport:
-        return await self.call(lambda: self._step(batch))
+    async def prepare(self, batch: Sequence[Experience], version: PolicyVersion) -> PreparedStep:
+        """Of a step that `version` will be the policy's before; in a thread of its own, beside the step under way."""
+        return await asyncio.to_thread(self._prepare, batch, version)
+
+    async def step(self, batch: Sequence[Experience], prepared: PreparedStep | None = None) -> StepReport:
+        """`prepared`: what `prepare` made of the batch, where it has been asked."""
+        return await self.call(lambda: self._step(batch, prepared))
 
     async def weights(self) -> Weights:
         """As they are to be sampled with."""
@@ -192,6 +199,7 @@ class PolicyTrainer:
         return Weights(version=self._version, tensors=self._learner.tensors(self._sampling_dtype), probe=probed)
 
     def _prepare(self, batch: Sequence[Experience], version: PolicyVersion) -> PreparedStep:
+        started = time.perf_counter()
         plan = build_rows(
             batch,
             self._codec,
@@ -202,12 +210,13 @@ class PolicyTrainer:
             version,
             self._max_length,
         )
-        return PreparedStep(plan=plan, step=self._learner.prepare(Share.of(plan, self.lr_scale)) if plan.rows else None)
+        step = self._learner.prepare(Share.of(plan, self.lr_scale)) if plan.rows else None
+        return PreparedStep(plan=plan, step=step, seconds=time.perf_counter() - started)
 
-    def _step(self, batch: Sequence[Experience]) -> StepReport:
+    def _step(self, batch: Sequence[Experience], prepared: PreparedStep | None) -> StepReport:
         started = time.perf_counter()
-        prepared = self._prepare(batch, self._version)
-        metrics = dict(prepared.plan.metrics)
+        prepared = prepared or self._prepare(batch, self._version)
+        metrics = prepared.plan.metrics | {"prepare_s": prepared.seconds}
         taught: Mapping[PeerId, Lesson] = {}
         culprits = frozenset[PeerId]()
         if prepared.step is not None:

@@ -17,6 +17,7 @@ from node.appetite import Appetite
 from node.assembly import Hands, Mind, hands_of, trainer_of
 from node.checkpoint import CheckpointStore
 from node.config import NodeConfig, TransformersEngine
+from node.drawing import Drawing
 from node.engine.policy import Policy, load_policy
 from node.engine.transformers import TransformersGenerator
 from node.experience import Experience
@@ -131,7 +132,7 @@ class SimulatedNode:
                 group.create_task(produce(hands.producer, self.journal, pool, exchange))
             group.create_task(share(self.journal, exchange, self._announcement, heartbeat_s=HEARTBEAT_S))
             group.create_task(gather(exchange, hands.intake, self.journal, pool))
-            await train(pool, mind.learning, mind.generator, config.max_steps)
+            await train(Drawing(mind.learning, pool), mind.learning, mind.generator, config.max_steps)
             self.finished.set()
 
     def _announcement(self, head: int) -> Announcement:
@@ -203,7 +204,13 @@ async def _mind(
         appetite=Appetite(config.pool.foreign_groups),
     )
     return Mind(
-        policy=policy, progress=progress, trainer=trainer, generator=generator, learning=learning, running=running
+        policy=policy,
+        progress=progress,
+        trainer=trainer,
+        generator=generator,
+        learning=learning,
+        running=running,
+        times=learning.times,
     )
 
 

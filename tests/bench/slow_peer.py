@@ -23,7 +23,9 @@ import psutil
 
 from node.algorithms import PoolConfig
 from node.config import SamplerConfig
+from node.drawing import Drawing
 from node.engine.base import Completion, Weights
+from node.engine.trainer import PreparedStep
 from node.experience import Experience
 from node.holds import Holds
 from node.learning import Learning
@@ -31,6 +33,7 @@ from node.loops import gather, produce, share, train
 from node.pool import RolloutPool
 from node.producer import Author, Producer
 from node.rl.sampler import TaskSampler
+from node.time_account import Times
 from swarm.types import FinishReason, PolicyVersion, SamplingParams, VersionSpan
 from tests.bench.child import Child, child, report, run_child, told
 from tests.bench.peer import Parts, Peer, open_peer
@@ -51,6 +54,7 @@ class Sleeping:
     def __init__(self, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
         self.steps = 0
+        self.times = Times()
         self.max_length, self.in_flight = 4096, WORKERS
 
     async def sample(self, prompt: np.ndarray, n: int, params: SamplingParams) -> list[Completion]:
@@ -74,11 +78,15 @@ class Sleeping:
     def gauges(self) -> Mapping[str, float]:
         return {}
 
-    async def draw(self, pool: RolloutPool) -> list[Experience]:
+    @property
+    def version(self) -> PolicyVersion:
+        return PolicyVersion(self.steps)
+
+    async def draw(self, pool: RolloutPool, version: PolicyVersion | None = None) -> list[Experience]:
         now = asyncio.get_running_loop().time
         return await pool.draw(PolicyVersion(self.steps), now, lambda task: 0.5, lambda group, value: 1.0)
 
-    async def step(self, batch: Sequence[Experience]) -> None:
+    async def step(self, batch: Sequence[Experience], prepared: PreparedStep | None) -> None:
         await asyncio.sleep(STEP_S)
         self.steps += 1
 
@@ -101,7 +109,7 @@ async def node(task: dict[str, Any]) -> None:
         loops = [
             share(peer.journal, peer.exchange, peer.announcement, heartbeat_s=2.0),
             gather(peer.exchange, peer.intake, peer.journal, peer.pool),
-            train(peer.pool, learning, sleeping, max_steps=0),
+            train(Drawing(learning, peer.pool), learning, sleeping, max_steps=0),
             *(_worker(number, producer, peer) for number in range(WORKERS)),
         ]
         async with asyncio.TaskGroup() as group:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,7 @@ class SeveralDevices:
             processes.close()
 
     def prepare(self, share: Share) -> Step:
-        shares = [
-            Share(rows=rows, denominators=share.denominators, staleness=share.staleness, scale=share.scale)
-            for rows in split(share.rows, len(self._devices))
-        ]
+        shares = [replace(share, rows=rows) for rows in split(share.rows, len(self._devices))]
         frames = [share_message(each, {"op": "step"}) for each in shares]
         return lambda version: self._step(frames, version)
 

@@ -72,6 +72,7 @@ def share_message(share: Share, head: Mapping[str, Any]) -> Message:
         "denominators": asdict(share.denominators),
         "staleness": share.staleness,
         "scale": share.scale,
+        "lr_scale": share.lr_scale,
     }
     return Message(head={**head, "share": known}, body=save(arrays))
 
@@ -111,6 +112,7 @@ def share_of(message: Message) -> Share:
         denominators=Denominators(**known["denominators"]),
         staleness=known["staleness"],
         scale=known["scale"],
+        lr_scale=known["lr_scale"],
     )
 
 

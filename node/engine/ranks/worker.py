@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore
 from torch.distributed.device_mesh import init_device_mesh
 from transformers.utils.logging import disable_progress_bar
 
@@ -47,7 +48,7 @@ class Rank:
         timeout = timedelta(seconds=settings["timeout_s"])
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        store = dist.FileStore(settings["store"], settings["world"])
+        store = FileStore(settings["store"], settings["world"])
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             store=store,

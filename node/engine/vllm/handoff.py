@@ -26,6 +26,7 @@ from vllm.lora.request import LoRARequest
 from node.engine.base import Weights
 from node.engine.vllm.process import Engine, EngineLost
 from node.engine.vllm.transport import Transport
+from node.time_account import WEIGHTS, TimeAccount
 from swarm.types import PolicyVersion
 
 #: A failed update is tried once more before the engine is given up.
@@ -71,13 +72,21 @@ class AllWeights:
     """Through vLLM's weight-transfer API."""
 
     def __init__(
-        self, transport: Transport, aliases: Mapping[str, str], *, recompute_kv: bool, timeout_s: float
+        self,
+        transport: Transport,
+        aliases: Mapping[str, str],
+        *,
+        recompute_kv: bool,
+        timeout_s: float,
+        times: TimeAccount,
     ) -> None:
-        """`aliases`: names of tied parameters -> the one that stands for them. Engines may keep a copy of each."""
+        """`aliases`: names of tied parameters -> the one that stands for them. Engines may keep a copy of each.
+        `times` is told of the pauses."""
         self._transport = transport
         self._aliases = aliases
         self._recompute_kv = recompute_kv
         self._timeout_s = timeout_s
+        self._times = times
         self._version = PolicyVersion(0)
 
     async def begin(self, engine: Engine) -> None:
@@ -91,7 +100,8 @@ class AllWeights:
         info = await asyncio.to_thread(self._transport.offer, self.parameters(weights))
         started = time.perf_counter()
         try:
-            await engine.ask(self._paused(engine, info, weights.version), self._timeout_s)
+            with self._times.during(WEIGHTS):
+                await engine.ask(self._paused(engine, info, weights.version), self._timeout_s)
         finally:
             self._transport.taken()
         self._version = weights.version

@@ -15,7 +15,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -28,6 +28,7 @@ from node.engine.parity import LAYER_TOLERANCE, TOLERANCE, deviation, differing_
 from node.engine.uninterrupted import to_its_end
 from node.engine.vllm.handoff import HandOff, Lease
 from node.engine.vllm.process import Engine, EngineLost
+from node.time_account import LEARNER, RESTART, TimeAccount
 from swarm.errors import EngineError
 from swarm.types import PolicyVersion
 
@@ -60,6 +61,7 @@ class EngineKeeper:
         weights: Weights,
         counters: Counter[str],
         warn: Callable[[str], None],
+        times: TimeAccount,
     ) -> None:
         """`start` makes the nth engine (from 0), in a thread. `probe`: int32 [P], see `node.engine.parity`. `weights`
         are the first ones."""
@@ -72,6 +74,7 @@ class EngineKeeper:
         self._newest = weights
         self._counters = counters
         self._warn = warn
+        self._times = times
         self._engine: Engine | None = None  # that requests may use
         self._up = asyncio.Event()  # there is one, or a failure
         self._failure: Exception | None = None
@@ -145,7 +148,8 @@ class EngineKeeper:
             engine = self._engine
             await self._tell(engine, lambda llm: llm.sleep(level=1, mode="keep"))
             try:
-                yield
+                with self._times.during(LEARNER):
+                    yield
             finally:
                 if torch.cuda.is_initialized():
                     torch.cuda.empty_cache()  # what the step has freed is torch's until then
@@ -187,6 +191,8 @@ class EngineKeeper:
     async def _one_engine(self, number: int) -> None:
         """From its start until it is lost. Raises EngineError when there is no point in another one."""
         self._loss = None
+        starting = ExitStack()
+        starting.enter_context(self._times.during(RESTART))
         try:
             engine = await self._started(number)
             try:
@@ -194,6 +200,7 @@ class EngineKeeper:
                 await self._hand_off.begin(engine)
                 given = await self._give(engine)
                 self._open_to_requests(engine)
+                starting.close()
                 await self._serve(engine, given)
             finally:
                 self._close_to_requests()
@@ -204,6 +211,8 @@ class EngineKeeper:
                     engine.dismiss()
         except EngineLost as error:
             self._count_loss(error)
+        finally:
+            starting.close()
 
     async def _started(self, number: int) -> Engine:
         """Cancelled, it ends what it has started. Raises EngineLost."""

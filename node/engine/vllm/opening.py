@@ -24,6 +24,7 @@ from node.engine.vllm.handoff import Adapters, AllWeights, HandOff
 from node.engine.vllm.keeper import EngineKeeper
 from node.engine.vllm.process import Engine, EngineSpec
 from node.engine.vllm.transport import CudaIpcTransport, MemoryTransport, Transport
+from node.time_account import GENERATORS, TimeAccount
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ def vllm_generator(
     weights: Weights,
     counters: Counter[str],
     warn: Callable[[str], None],
+    times: TimeAccount | None = None,
 ) -> VllmGenerator:
     """Not started yet; see `node.engine.opening`. Raises EngineError when it does not fit into memory."""
     learner = policy.devices
@@ -53,6 +55,7 @@ def vllm_generator(
         machine=machine(devices, learner),
     )
     log.info("vLLM: %s", shared)
+    times = times or TimeAccount(GENERATORS)
     transport = _transport(engine, devices, learner)
     spec = _spec(config, engine, max_length, policy, shared, devices, transport)
 
@@ -61,13 +64,14 @@ def vllm_generator(
 
     keeper = EngineKeeper(
         start=start,
-        hand_off=_hand_off(engine, policy, transport),
+        hand_off=_hand_off(engine, policy, transport, times),
         config=engine,
         dtype=config.policy.dtype,
         probe=probe,
         weights=weights,
         counters=counters,
         warn=warn,
+        times=times,
     )
     return VllmGenerator(
         keeper,
@@ -118,11 +122,11 @@ def _described(model: PreTrainedModel, directory: Path) -> str:
     return str(directory)
 
 
-def _hand_off(engine: VllmEngine, policy: Policy, transport: Transport) -> HandOff:
+def _hand_off(engine: VllmEngine, policy: Policy, transport: Transport, times: TimeAccount) -> HandOff:
     if policy.adapter is not None:
         return Adapters(policy.adapter.save, live=LIVE_ADAPTERS, timeout_s=engine.update_timeout_s)
     return AllWeights(
-        transport, tied(policy.model), recompute_kv=engine.recompute_kv, timeout_s=engine.update_timeout_s
+        transport, tied(policy.model), recompute_kv=engine.recompute_kv, timeout_s=engine.update_timeout_s, times=times
     )
 
 

@@ -89,7 +89,7 @@ class StopResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("name", "peer", "version", "state", "uptime_s", "policy_version", "steps", "swarm", "addresses", "peers", "admitted", "refused", "counters", "metrics", "held_out", "held_out_step", "values", "network", "warnings", "alarms", "holds")
+    __slots__ = ("name", "peer", "version", "state", "uptime_s", "policy_version", "steps", "swarm", "addresses", "peers", "admitted", "refused", "counters", "metrics", "held_out", "held_out_step", "values", "network", "warnings", "alarms", "holds", "learner_time", "generator_time")
     class AdmittedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -132,6 +132,20 @@ class NodeStatus(_message.Message):
         key: str
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class LearnerTimeEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class GeneratorTimeEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -153,6 +167,8 @@ class NodeStatus(_message.Message):
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     ALARMS_FIELD_NUMBER: _ClassVar[int]
     HOLDS_FIELD_NUMBER: _ClassVar[int]
+    LEARNER_TIME_FIELD_NUMBER: _ClassVar[int]
+    GENERATOR_TIME_FIELD_NUMBER: _ClassVar[int]
     name: str
     peer: str
     version: str
@@ -174,7 +190,9 @@ class NodeStatus(_message.Message):
     warnings: _containers.RepeatedScalarFieldContainer[str]
     alarms: _containers.RepeatedCompositeFieldContainer[Alarm]
     holds: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., peer: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[_Union[NodeState, str]] = ..., uptime_s: _Optional[float] = ..., policy_version: _Optional[int] = ..., steps: _Optional[int] = ..., swarm: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., peers: _Optional[int] = ..., admitted: _Optional[_Mapping[str, int]] = ..., refused: _Optional[_Mapping[str, int]] = ..., counters: _Optional[_Mapping[str, int]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., held_out: _Optional[_Mapping[str, float]] = ..., held_out_step: _Optional[int] = ..., values: _Optional[_Mapping[str, float]] = ..., network: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., alarms: _Optional[_Iterable[_Union[Alarm, _Mapping]]] = ..., holds: _Optional[_Iterable[str]] = ...) -> None: ...
+    learner_time: _containers.ScalarMap[str, float]
+    generator_time: _containers.ScalarMap[str, float]
+    def __init__(self, name: _Optional[str] = ..., peer: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[_Union[NodeState, str]] = ..., uptime_s: _Optional[float] = ..., policy_version: _Optional[int] = ..., steps: _Optional[int] = ..., swarm: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., peers: _Optional[int] = ..., admitted: _Optional[_Mapping[str, int]] = ..., refused: _Optional[_Mapping[str, int]] = ..., counters: _Optional[_Mapping[str, int]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., held_out: _Optional[_Mapping[str, float]] = ..., held_out_step: _Optional[int] = ..., values: _Optional[_Mapping[str, float]] = ..., network: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., alarms: _Optional[_Iterable[_Union[Alarm, _Mapping]]] = ..., holds: _Optional[_Iterable[str]] = ..., learner_time: _Optional[_Mapping[str, float]] = ..., generator_time: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class Alarm(_message.Message):
     __slots__ = ("name", "text", "value", "threshold", "since_step")
