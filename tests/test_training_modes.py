@@ -94,7 +94,7 @@ def rows_of(lengths: list[int]) -> list[TokenRow]:
 def kept_bytes(rows: list[TokenRow], recomputed: bool) -> int:
     """For the backward pass, the weights excepted."""
     model = model_of("llama")
-    share_rows(model)
+    share_rows(TokenScores(model))
     kept: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -135,7 +135,7 @@ def test_a_model_without_such_layers_is_refused() -> None:
 def test_compiled_layers_compute_the_same_and_any_length_compiles_nothing_more() -> None:
     plain, compiled = model_of("qwen3"), model_of("qwen3")
     for model in (plain, compiled):
-        share_rows(model)
+        share_rows(TokenScores(model))
     compile_layers(compiled)
     seen = []
     for lengths in ([3, 9], [5, 14, 2], [8, 21], [1, 30, 4, 17]):
