@@ -76,6 +76,11 @@ class TimeAccount:
         whole = sum(totals.values())
         return {each: seconds / whole for each, seconds in totals.items() if seconds > 0}
 
+    def forget(self) -> None:
+        """The window begins now."""
+        self._count()
+        self._pieces.clear()
+
     def _count(self) -> None:
         """The time since this was last asked goes to the present activity, piece by piece."""
         now, activity, length = self._clock(), self.present, self._window_s / PIECES

@@ -90,6 +90,18 @@ def test_time_falls_out_of_the_window_piece_by_piece(clock: Clock) -> None:
         assert times.shares() == {"second": 1.0}
 
 
+def test_a_window_can_begin_anew_in_the_middle_of_an_activity(clock: Clock) -> None:
+    times = account(clock)
+    clock.now += 7.0
+    with times.during("third"):
+        clock.now += 2.0
+        times.forget()
+        assert times.shares() == {}
+        clock.now += 2.0
+    clock.now += 6.0
+    assert times.shares() == {"third": 0.25, OTHER: 0.75}
+
+
 def test_a_month_without_a_look_is_no_more_than_a_window(clock: Clock) -> None:
     times = account(clock)
     with times.during("first"):
