@@ -296,8 +296,8 @@ def test_1_5_b_parameters_do_not_fit_into_24_gib() -> None:
         "at least 0.06 GiB, learner 20.13 GiB and in a step 64.75 GiB more), and 16.62 GiB may be used (0.95 of "
         "17.50 GiB free; 24.00 GiB in all). Lower engine.max_length (2048), learner.tokens_per_micro_batch (16384), "
         'learner.logit_chunk (4096); or set learner.recompute_activations = true, learner.optimizer = "adamw_8bit", '
-        'learner.offload_optimizer = true, policy.adapter.type = "lora", engine.sleep = true, engine.devices and '
-        "engine.tensor_parallel_size to other or more GPUs"
+        'learner.offload_optimizer = true, policy.adapter.type = "lora", learner.devices to more GPUs, '
+        "engine.sleep = true, engine.devices and engine.tensor_parallel_size to other or more GPUs"
     )
 
 
