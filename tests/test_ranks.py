@@ -145,7 +145,7 @@ def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
         torch.testing.assert_close(found[name], tensor, atol=TOLERANCE, rtol=1e-4)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_two_devices_make_the_updates_of_one_and_begin_again_when_one_is_lost(directory: Path):
     rules = rules_of(DppoTv(), NoGate())
     policy = loaded(directory)
@@ -191,7 +191,7 @@ async def test_two_devices_make_the_updates_of_one_and_begin_again_when_one_is_l
     assert learner.pids == []
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_an_adapter_and_an_objective_that_sees_the_whole_batch_however_unevenly_it_is_cut(directory: Path):
     """A micro-batch a rollout: one rank has more of them than the other, which idles through the rest."""
     rules = rules_of(M2po(budget=0.002), RelativeGate(quantile=0.5), tokens_per_micro_batch=16)
@@ -219,7 +219,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_no_rank_outlives_its_node_even_while_it_waits_for_another(tmp_path: Path):
     head = {"op": "begin", "rank": 0, "world": 2, "store": str(tmp_path / "store"), "device": "cpu", "threads": 1}
     program = f"""
@@ -242,7 +242,7 @@ processes.ask([Message(head={head | {"timeout_s": 600.0}!r})], 600.0)
         time.sleep(0.05)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_rank_that_fails_says_why():
     processes = Processes(1, environment(1))
     with pytest.raises(LearnerLost, match="rank 0 of the learner: KeyError: 'device'"):
