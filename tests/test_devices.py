@@ -54,6 +54,19 @@ def test_devices_that_are_not_there_are_refused(device: str, wanted: int | tuple
         devices(device, wanted)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "complaint"),
+    [
+        ("optimizer", "adamw_8bit", 'learner.optimizer = "adamw_8bit" is not allowed with several .* must be "adamw"'),
+        ("compile", True, "learner.compile = true is not allowed with several .* must be false"),
+    ],
+)
+def test_what_only_one_device_can_do_is_refused(key: str, value: object, complaint: str):
+    learner = LearnerConfig.model_validate({"devices": 2, key: value})
+    with pytest.raises(PolicyError, match=complaint):
+        learner_devices(PolicyConfig(device="cpu"), learner)
+
+
 def test_without_a_gpu_everything_is_on_the_cpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device("auto") == torch.device("cpu")

@@ -14,6 +14,7 @@ from node.algorithms import LearnerConfig
 from node.config import PolicyConfig
 from node.engine.flops import peak_flops, useful_flops
 from node.engine.layers import Recomputed, compile_layers, deterministic, layers_of
+from node.engine.logprobs import TokenScores
 from node.engine.packing import share_rows
 from node.engine.policy import Policy, load_policy
 from node.rl.batch import pack

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import torch
 
 from node.algorithms import LearnerConfig
@@ -26,6 +28,8 @@ def learner_devices(policy: PolicyConfig, learner: LearnerConfig) -> tuple[torch
     """One or several. A number counts from policy.device on; on the CPU they are as many processes. Raises PolicyError
     for devices that are not there."""
     first = resolve_device(policy.device)
+    if learner.num_devices > 1:
+        _check_modes(learner)
     if isinstance(learner.devices, int):
         if learner.devices == 1 or first.type == "cpu":
             return (first,) * learner.devices
@@ -46,3 +50,14 @@ def learner_devices(policy: PolicyConfig, learner: LearnerConfig) -> tuple[torch
             "devices"
         )
     return tuple(torch.device("cuda", number) for number in numbers)
+
+
+def _check_modes(learner: LearnerConfig) -> None:
+    """What has been tried on one device only."""
+    plain = LearnerConfig()
+    for key in ("weights", "optimizer", "offload_optimizer", "compile"):
+        if (value := getattr(learner, key)) != (needed := getattr(plain, key)):
+            raise PolicyError(
+                f"learner.{key} = {json.dumps(value)} is not allowed with several learner.devices; it must be "
+                f"{json.dumps(needed)}"
+            )
