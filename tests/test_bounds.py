@@ -107,6 +107,8 @@ BOUNDS = {
     "node/bootstrap.py _Seed._said": "texts of our own",
     "node/engine/optimizer.py Masters._trained": "the parameters that are trained",
     "node/engine/passes.py Passes._found": "lives for one step: a number for each of its tokens",
+    "node/engine/ranks/processes.py Processes._processes": "learner.devices",
+    "node/engine/shared.py SharedTensors._places": "the tensors that there is room for",
     "node/engine/transformers.py TransformersGenerator._requests": "MAX_WAITING requests of ours",
     "node/engine/vllm/generator.py VllmGenerator._slots": "a semaphore",
     "node/engine/vllm/handoff.py Adapters._users": "adapters with requests in flight",
@@ -125,6 +127,8 @@ BOUNDS = {
     "node/resources.py Growth._lowest": "WINDOWS numbers",
     "node/resources.py Resources._active": "the gauges",
     "node/resources.py Resources._gauges": "the gauges",
+    "node/time_account.py TimeAccount._pieces": "PIECES times the activities",
+    "node/time_account.py TimeAccount._under_way": "the activities",
     # In one process, for tests and solo runs: all who use them are ours
     "swarm/net/memory.py MemoryLog._entries": "its capacity",
     "swarm/net/memory.py Hub._members": "who joined",
