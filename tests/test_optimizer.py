@@ -107,7 +107,7 @@ def test_moments_of_a_byte() -> None:
     optimizer.step()
     again.step()
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(a, b, atol=2e-4, rtol=0)  # of an update of 1e-2: to a moment's precision
 
 
 def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,8 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) ->
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, names: Sequence[str], tensors: Mapping[str, torch.Tensor]
 ) -> None:
-    """Puts state from `optimizer_tensors` back, bit for bit, in its own precision, on the parameters' devices.
+    """Puts state from `optimizer_tensors` back, bit for bit, in its own precision, on the parameters' devices (moments
+    of a byte only to their precision: they are quantised anew).
 
     Raises CheckpointError when it belongs to other parameters; the optimiser is then unchanged.
     """

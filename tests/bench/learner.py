@@ -148,6 +148,7 @@ def start(name: str, argv: Sequence[str], changes: dict[str, Any], spec: dict[st
         stderr=(scratch / f"{name}.log").open("w"),
         text=True,
         cwd=ROOT,
+        start_new_session=True,
         env=environment,
     )
     return Way(name=name, process=process)
