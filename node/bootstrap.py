@@ -28,7 +28,7 @@ from swarm.net.p2pd import stack_config
 from swarm.net.peertable import PeerTable
 from swarm.net.settings import P2PSettings
 from swarm.net.stack import Stack, open_stack
-from swarm.net.upkeep import keep_up
+from swarm.net.upkeep import Patience, keep_up
 from swarm.types import PeerId
 from swarm.wire.identity import Identity
 
@@ -97,7 +97,7 @@ class _Seed:
 
     async def live_on(self) -> Never:
         try:
-            await keep_up(self._live, lambda _: None, self._rng)
+            await keep_up(self._live, lambda _: None, Patience(self._rng))
         finally:
             self._book.save()
 

@@ -14,9 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
-from swarm.errors import ConfigError, SwarmError
+from node.exit_codes import FAILED, INTERRUPTED, OK, STORAGE, UNAVAILABLE, USAGE
+from swarm.errors import CheckpointError, ConfigError, CrashLoop, JournalError, SwarmError
 
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+__all__ = ["FAILED", "INTERRUPTED", "OK", "USAGE", "main"]
 
 DESCRIPTION = """\
 Trains a language model by reinforcement learning on tasks that check themselves,
@@ -31,7 +32,14 @@ examples:
   swarm-node COMMAND --help                              more on one command
 
 exit codes:
-  0  done      1  failed      2  wrong usage or config      130  interrupted
+  0      done
+  1      failed, and a sentence says why
+  2      wrong usage or config: starting it again does not help
+  69     a part of the node failed again and again, or is stuck
+  70     a bug, whose traceback is in the log
+  74     journal or checkpoints cannot be written or read
+  75     stopped, but the last steps could not be saved in time
+  128+n  ended at once by a second signal n
 """
 
 
@@ -72,6 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return arguments.main(arguments)
     except ConfigError as error:
         return _complain(error, USAGE)
+    except CrashLoop as error:
+        return _complain(error, UNAVAILABLE)
+    except (JournalError, CheckpointError) as error:
+        return _complain(error, STORAGE)
     except BrokenPipeError:  # `swarm-node status | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush fails, too
         return FAILED

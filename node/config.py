@@ -36,6 +36,8 @@ from node.algorithms import (
     SpoAdvantage,
     TrackerConfig,
 )
+from node.logs import LogConfig
+from node.supervision import SupervisionConfig
 from node.table import Fraction, Table
 from swarm.limits import Limits
 from swarm.net.settings import P2PSettings
@@ -201,11 +203,9 @@ class VllmEngine(Table):
     update_timeout_s: PositiveFloat = 60.0
     """For one weight update, after which the engine is started anew."""
     stall_timeout_s: PositiveFloat = 60.0
-    """Without a token while requests are waiting, after which the engine is started anew."""
+    """Without a token while requests are waiting, after which the engine is started anew (see supervision)."""
     request_timeout_s: PositiveFloat = 600.0
     """For one rollout, which then counts as failed."""
-    restarts: NonNegativeInt = 5
-    """In a row, without a rollout finished in between, before the node gives up."""
 
 
 class AutoEngine(Table):
@@ -401,3 +401,5 @@ class NodeConfig(Table):
     eval: EvalConfig = EvalConfig()
     alarms: AlarmsConfig = AlarmsConfig()
     divergence: DivergenceConfig = DivergenceConfig()
+    supervision: SupervisionConfig = SupervisionConfig()
+    log: LogConfig = LogConfig()

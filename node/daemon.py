@@ -10,17 +10,18 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import signal
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
+from typing import TypeVar
 
 import uvloop
 
 from node.appetite import Appetite
 from node.assembly import Hands, Mind, hands_of, trainer_of
 from node.checkpoint import CheckpointStore
+from node.clock import ClockWatch
 from node.config import NodeConfig, NoExchange
 from node.datadir import DataDirectory
 from node.disk import DiskWatch, next_checkpoint
@@ -28,10 +29,12 @@ from node.engine.devices import learner_devices
 from node.engine.opening import choose, open_generator
 from node.engine.policy import load_policy, prepare_process
 from node.evaluation import Evaluation
+from node.exit_codes import SOFTWARE
 from node.holds import Holds
 from node.joining import check_policy, joining
 from node.journal import Journal
 from node.learning import Learning
+from node.logs import ids
 from node.metrics import MetricsLog
 from node.operated import RunningNode
 from node.pool import RolloutPool
@@ -39,8 +42,12 @@ from node.progress import SAMPLING_RNG, Progress
 from node.resources import Resources
 from node.rl.demand import announced_values
 from node.rpc import RpcServer
+from node.service_manager import ServiceManager
 from node.settings import doubts, task_specs
+from node.stopping import Closing, Ending, beside
+from node.supervision import Part, Parts
 from node.time_account import Times
+from swarm.errors import CheckpointError, CrashLoop, JournalError, SwarmError
 from swarm.manifest import Manifest
 from swarm.membership import Membership
 from swarm.net.base import Exchange
@@ -51,6 +58,8 @@ from swarm.tasks.base import Judge
 from swarm.tasks.judge import ProcessJudge
 from swarm.wire.identity import Identity
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
 #: (identity, who is in the swarm, journal) -> the exchange, open as long as its context is.
@@ -58,68 +67,98 @@ Join = Callable[[Identity, Membership, Journal], AbstractAsyncContextManager[Exc
 
 
 def run(config: NodeConfig) -> int:
-    """Runs the node until SIGTERM, SIGINT or the operator's Stop. Returns the exit status; raises SwarmError."""
+    """Runs the node until SIGTERM, SIGINT or the operator's Stop. Returns the exit code; raises SwarmError."""
     prepare_process(config.threads)
     try:
-        uvloop.run(serve(config))
+        return uvloop.run(serve(config))
+    except (CrashLoop, JournalError, CheckpointError) as error:
+        DataDirectory(config.data_dir).note_end(str(error))
+        raise
+    except SwarmError:
+        raise
+    except Exception as error:
+        log.critical("a bug has ended the node", exc_info=True)
+        DataDirectory(config.data_dir).note_end(f"of a bug: {error!r}; its traceback is in the log")
+        return SOFTWARE
     finally:
         gc.unfreeze()
         gc.collect()  # of what is still there at the interpreter's end, libraries complain
-    return 0
 
 
-async def serve(config: NodeConfig) -> None:
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    async with AsyncExitStack() as stack:
-        node = await open_node(config, stack, stopping)
-        gc.freeze()  # none of this becomes garbage, and a full collection of it holds the loop up for 0.1 s
-        await node.run()
-    log.info("%s has stopped", config.name)
+async def serve(config: NodeConfig) -> int:
+    """Returns the exit code."""
+    ending, manager = Ending(), ServiceManager()
+    ending.on_signals()
+    async with beside(ending.watch()):
+        async with AsyncExitStack() as stack:
+            node = await ending.unless_stopped(open_node(config, stack, ending.stopping))
+            if node is not None:
+                gc.freeze()  # none of this becomes garbage, and a full collection of it holds the loop up for 0.1 s
+                ending.saved = False
+                manager.tell(READY=1)
+                async with beside(manager.watch(node.stuck, node.summary, ending)):
+                    ending.saved = await node.run()
+                manager.tell(STOPPING=1)
+        log.info("%s has stopped", config.name)
+    if ending.why:
+        DataDirectory(config.data_dir).note_end(ending.why)
+    return ending.code
 
 
 async def open_node(
-    config: NodeConfig, stack: AsyncExitStack, stopping: asyncio.Event, join: Join | None = None
+    config: NodeConfig,
+    stack: AsyncExitStack,
+    stopping: asyncio.Event,
+    join: Join | None = None,
+    wall_clock: Callable[[], float] = time.time,
 ) -> RunningNode:
-    """Opens everything on `stack`, which closes it. `join` replaces the config's exchange. Raises SwarmError."""
+    """Opens everything on `stack`, which closes it. `join` replaces the config's exchange. `wall_clock`: unix seconds,
+    as others see us. Raises SwarmError."""
     swarm = joining(config)
     config = swarm.config
     data = DataDirectory(config.data_dir)
     stack.enter_context(data.lock())
     identity = Identity.load_or_create(data.identity)
-    room = Holds()
-    journal = await stack.enter_async_context(Journal.open(data.journal, config.journal.max_groups, room))
+    opened, room = _Opening(stack), Holds()
+    journal = await opened(Journal.open(data.journal, config.journal.max_groups, room), "the journal")
     specs = task_specs(config)
-    judge = await stack.enter_async_context(ProcessJudge(specs, timeout_s=config.score_timeout_s))
+    judge = await opened(ProcessJudge(specs, timeout_s=config.score_timeout_s), "the judge")
     # Strangers' texts are judged apart: what they make hang holds up nothing of ours.
-    foreign_judge = await stack.enter_async_context(ProcessJudge(specs, timeout_s=config.foreign_score_timeout_s))
+    foreign_judge = await opened(
+        ProcessJudge(specs, timeout_s=config.foreign_score_timeout_s), "the judge of peers' groups"
+    )
     manifest, membership = swarm.agreed(judge.sources)
     standing = Standing(time.monotonic, data.standing)
     stack.callback(standing.save)
-    mind, metrics_log = await _open_mind(config, stack, data, judge, manifest, standing)
-    join = join or _exchange(config, data, standing, mind)
-    exchange = await stack.enter_async_context(join(identity, membership, journal))
-    hands = hands_of(config, identity, manifest, membership, (judge, foreign_judge), journal, mind, standing)
+    mind, parts, metrics_log = await _open_mind(config, opened, data, judge, manifest, standing)
+    join = join or _exchange(config, data, standing, mind, parts.network, wall_clock)
+    exchange = await opened(join(identity, membership, journal), "the network")
+    hands = hands_of(
+        config, identity, manifest, membership, (judge, foreign_judge), journal, mind, standing, wall_clock
+    )
+    clock_watch = ClockWatch(warn=mind.progress.ledger.warn, refresh=exchange.refresh, wall_clock=wall_clock)
     parameters = sum(p.numel() for p in mind.policy.model.parameters() if p.requires_grad)
     disk = DiskWatch(
         config.disk, data.path, room, lambda: next_checkpoint(data.checkpoints, parameters), mind.progress.ledger.warn
     )
-    node = _assemble(config, journal, judge, mind, hands, exchange, standing, metrics_log, disk, stopping)
-    rpc = await stack.enter_async_context(RpcServer(config.rpc, node))
+    node = _assemble(
+        config, journal, judge, mind, hands, exchange, standing, metrics_log, disk, parts, clock_watch, stopping
+    )
+    rpc = await opened(RpcServer(config.rpc, node), "the operator's service")
     stack.enter_context(data.serving(rpc.address))
-    log.info("%s is up: peer %s, RPC at %s, step %d", config.name, identity.peer_id, rpc.address, mind.progress.steps)
+    about = ids(peer=identity.peer_id, step=mind.progress.steps, version=mind.progress.version)
+    log.info("%s is up, RPC at %s", config.name, rpc.address, extra=about)
     return node
 
 
 async def _open_mind(
     config: NodeConfig,
-    stack: AsyncExitStack,
+    opened: _Opening,
     data: DataDirectory,
     judge: Judge,
     manifest: Manifest,
     standing: Standing,
-) -> tuple[Mind, MetricsLog]:
+) -> tuple[Mind, Parts, MetricsLog]:
     """From the newest checkpoint, where there is one."""
     store = CheckpointStore(data.checkpoints, config.checkpoint.keep)
     checkpoint = await asyncio.to_thread(store.latest)
@@ -129,7 +168,7 @@ async def _open_mind(
     progress = Progress(config, policy, judge.sources, checkpoint)
     check_policy(manifest, progress.fingerprint, policy.codec.fingerprint)
     chosen = choose(config, policy)
-    trainer = await stack.enter_async_context(trainer_of(config, policy, chosen.probe, progress.version))
+    trainer = await opened(trainer_of(config, policy, chosen.probe, progress.version), "the learner")
     if checkpoint:
         tensors = checkpoint.tensors()
         del tensors[SAMPLING_RNG]
@@ -139,12 +178,19 @@ async def _open_mind(
     for doubt in doubts(config):
         log.warning(doubt)
         ledger.warn(doubt)
-    times = Times()
-    generator = await stack.enter_async_context(
-        open_generator(
-            config, chosen, policy, weights, progress.sampling_rng, ledger.counters, ledger.warn, times.generator
-        )
+    times, parts = Times(), Parts.of(config.supervision, ledger.counters, ledger.warn)
+    engine = open_generator(
+        config,
+        chosen,
+        policy,
+        weights,
+        progress.sampling_rng,
+        ledger.counters,
+        ledger.warn,
+        times.generator,
+        parts.engine,
     )
+    generator = await opened(engine, "the engine")
     running = Holds()
     metrics_log = MetricsLog(data.metrics, warn=ledger.warn)
     learning = Learning(
@@ -170,7 +216,7 @@ async def _open_mind(
         running=running,
         times=times,
     )
-    return mind, metrics_log
+    return mind, parts, metrics_log
 
 
 def _assemble(
@@ -183,6 +229,8 @@ def _assemble(
     standing: Standing,
     metrics_log: MetricsLog,
     disk: DiskWatch,
+    parts: Parts,
+    clock_watch: ClockWatch,
     stopping: asyncio.Event,
 ) -> RunningNode:
     progress = mind.progress
@@ -212,11 +260,20 @@ def _assemble(
         disk=disk,
         resources=Resources(lambda: progress.steps, progress.ledger.grows),
         running=mind.running,
+        parts=parts,
+        clock_watch=clock_watch,
         stopping=stopping,
     )
 
 
-def _exchange(config: NodeConfig, data: DataDirectory, standing: Standing, mind: Mind) -> Join:
+def _exchange(
+    config: NodeConfig,
+    data: DataDirectory,
+    standing: Standing,
+    mind: Mind,
+    part: Part,
+    wall_clock: Callable[[], float],
+) -> Join:
     def join(identity: Identity, membership: Membership, journal: Journal) -> AbstractAsyncContextManager[Exchange]:
         if isinstance(config.exchange, NoExchange):
             return Hub().join(identity.peer_id, journal)
@@ -233,6 +290,19 @@ def _exchange(config: NodeConfig, data: DataDirectory, standing: Standing, mind:
             worth=lambda: announced_values(mind.progress.tracker, mind.trainer.version),
             standing=standing,
             appetite=lambda: mind.learning.appetite.groups_per_s,
+            wall_clock=wall_clock,
+            watcher=part,
+            warn=mind.progress.ledger.warn,
         )
 
     return join
+
+
+class _Opening:
+    """Enters contexts on `stack`, which gives none of them more than its time to close."""
+
+    def __init__(self, stack: AsyncExitStack) -> None:
+        self._stack = stack
+
+    async def __call__(self, context: AbstractAsyncContextManager[T], what: str) -> T:
+        return await self._stack.enter_async_context(Closing(context, what))

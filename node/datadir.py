@@ -5,6 +5,7 @@ DATA_DIR/
     identity.key     the node's signing key
     journal.db       groups and cursors (node/journal.py)
     checkpoints/     node/checkpoint.py
+    ended            why the daemon before ended, if it was not asked to
     rpc              {"address": "127.0.0.1:40123", "pid": 4711} while a daemon serves
     peers.json       who was alive last
     standing.json    what peers have earned with us (swarm/net/standing.py)
@@ -17,7 +18,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,10 @@ class DataDirectory:
     @property
     def rpc(self) -> Path:
         return self.path / "rpc"
+
+    @property
+    def ended(self) -> Path:
+        return self.path / "ended"
 
     @property
     def peers(self) -> Path:
@@ -88,6 +93,7 @@ class DataDirectory:
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"{os.getpid()}\n".encode())
             self.rpc.unlink(missing_ok=True)  # of a daemon that was killed
+            self.ended.unlink(missing_ok=True)
         except BlockingIOError:
             holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
             raise ConfigError(
@@ -105,6 +111,18 @@ class DataDirectory:
             yield
         finally:
             self.rpc.unlink(missing_ok=True)
+
+    def note_end(self, why: str) -> None:
+        """For operators who come later, as far as the disk lets us. Only for the daemon that has had the lock."""
+        with suppress(OSError):
+            write_atomic(self.ended, f"{why}\n".encode(errors="replace"))
+
+    def last_end(self) -> str:
+        """Why the daemon before ended without being asked to; nothing if it was, if it was killed, or if one runs."""
+        try:
+            return self.ended.read_text(errors="replace").strip()
+        except OSError:
+            return ""
 
     def endpoint(self) -> RpcEndpoint | None:
         """Where the daemon's RPC is; None if none serves. Outdated after a SIGKILL, until the next daemon starts."""

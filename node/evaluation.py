@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+
 from node.config import EvalConfig
 from node.engine.base import Generator, TextCodec
 from node.evaluate import evaluate, held_out_from
 from node.learning import Learning
 from node.ledger import Ledger
+from node.logs import ids
 from swarm.errors import TaskError
 from swarm.tasks.base import Judge
 from swarm.types import SamplingParams, Task, family_of
+
+log = logging.getLogger(__name__)
 
 #: Everybody's periodic questions start here: the same ones every time, so that the curve is of the policy alone.
 SEED = 20_000_003
@@ -49,4 +54,7 @@ class Evaluation:
         """Tries every question once, with the policy as it is now."""
         step = self._learning.steps
         results = await evaluate(self._generator, self._codec, self._judge, self._tasks, 1, self._params)
-        self._ledger.evaluated(step, {family: result.pass_at_1 for family, result in results.items()})
+        shares = {family: result.pass_at_1 for family, result in results.items()}
+        self._ledger.evaluated(step, shares)
+        said = ", ".join(f"{family} {share:.1%}" for family, share in shares.items())
+        log.info("held out: %s", said, extra=ids(step=step))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +12,7 @@ from node.algorithms import Truncated
 from node.experience import Experience, Judged, rewards_of
 from node.journal import GroupJournal
 from node.ledger import Ledger
+from node.logs import ids
 from node.precedents import Precedents
 from node.rl.tracker import ValueTracker
 from swarm.limits import Limits
@@ -20,6 +22,8 @@ from swarm.net.base import Received
 from swarm.tasks.base import Judge
 from swarm.types import PeerId, PolicyVersion
 from swarm.verify import Findings, verify
+
+log = logging.getLogger(__name__)
 
 
 class Intake:
@@ -72,6 +76,8 @@ class Intake:
         )
         signed, task = findings.signed, findings.task
         self._ledger.verdict(findings.origin, signed.id if signed else None, findings.verdict)
+        about = ids(peer=findings.origin, group=signed.id if signed else "", sender=received.sender)
+        log.debug("%s %s", findings.verdict.reason.value, findings.verdict.detail, extra=about)
         if not findings.verdict.admitted or signed is None or task is None:
             return findings, None
         version = self._version()

@@ -26,6 +26,7 @@ from typing import Protocol
 
 from node.holds import Holds
 from node.journal_file import MAX_PEERS, Commit, JournalFile, Position, Row, open_journal_file
+from node.logs import ids
 from swarm.errors import JournalError
 from swarm.net.base import GroupLog, LogEntry
 from swarm.types import GroupId, PeerId, SignedGroup
@@ -129,7 +130,13 @@ class Journal:
             self._check_open()
             self._pending.append(append)
             self._thread.submit(self._commit_pending)
-            return await asyncio.wrap_future(append.done)
+            fresh = await asyncio.wrap_future(append.done)
+        log.debug("journalled", extra=ids(group=signed.id, peer=signed.group.origin, own=own))
+        return fresh
+
+    async def flush(self) -> None:
+        """Returns once all that was appended is committed."""
+        await self._loop.run_in_executor(self._thread, lambda: None)
 
     async def known(self, id: GroupId) -> bool:
         """Whether the group is in the journal. Answered from memory."""

@@ -26,6 +26,7 @@ from node.engine.trainer import PolicyTrainer, PreparedStep
 from node.engine.uninterrupted import to_its_end
 from node.experience import Experience
 from node.holds import Holds
+from node.logs import ids
 from node.metrics import MetricsLog
 from node.pool import RolloutPool
 from node.progress import Progress
@@ -77,6 +78,7 @@ class Learning:
         self._reload = reload
         self._trainer.lr_scale = progress.divergence.lr_scale
         self.times = times or Times()
+        self._failed = False  # in a step; what it left behind is still there
         self._last_step = asyncio.get_running_loop().time()
         self._between_steps = asyncio.Lock()
         self._saving = asyncio.Lock()
@@ -100,6 +102,31 @@ class Learning:
     @property
     def version(self) -> PolicyVersion:
         return self._trainer.version
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds that the step under way has taken so far."""
+        return self._trainer.busy_s
+
+    async def recover(self) -> bool:
+        """After a step that failed, back to the last good state: what is in memory, or the newest checkpoint where the
+        step had begun to change the weights. Whether they are others now. Raises PolicyError, CheckpointError."""
+        if not self._failed:
+            return False
+        async with self._between_steps:
+            if await self._trainer.settle():
+                self._failed = False
+                return False
+            if self._reload is None:
+                raise CheckpointError("a step failed half-way, and there is no way back")
+            newest = await asyncio.to_thread(self._store.latest)
+            to = newest.step if newest else None
+            step = await go_back(to, self._store, self._trainer, self._progress, self._reload)
+            self._failed = False
+        text = f"step {self.steps + 1} failed half-way: the policy is that of {_place(step)} again"
+        log.error(text)
+        self._progress.ledger.warn(text)
+        return True
 
     async def draw(self, pool: RolloutPool, version: PolicyVersion | None = None) -> list[Experience]:
         """A batch to train the policy's `version` on, by default the present one. Waits while the node is paused, and
@@ -138,7 +165,9 @@ class Learning:
 
     async def _step(self, batch: Sequence[Experience], prepared: PreparedStep | None) -> None:
         async with self._between_steps:
+            self._failed = True
             report = await self._trainer.step(batch, prepared)
+            self._failed = False
             self._progress.steps += 1
             self._progress.version = report.version
         ledger = self._progress.ledger
@@ -167,11 +196,9 @@ class Learning:
     async def _go_back(self, order: GoBack, reload: Reload) -> None:
         ledger, given_up = self._progress.ledger, self.steps
         async with self._between_steps:
-            step = await go_back(order, self._store, self._trainer, self._progress, reload)
-        place = f"the checkpoint of step {step}" if step is not None else "where it began"
-        text = (
-            f"step {given_up}: {order.why}: the policy is that of {place} again, with {order.lr_scale:.3g} of the rate"
-        )
+            step = await go_back(order.to, self._store, self._trainer, self._progress, reload)
+        text = f"step {given_up}: {order.why}: the policy is that of {_place(step)} again"
+        text += f", with {order.lr_scale:.3g} of the rate"
         log.error(text)
         ledger.warn(text)
         ledger.counters["rollbacks"] += 1
@@ -202,15 +229,17 @@ class Learning:
         names = " ".join(alarm.name for alarm in self._progress.ledger.alarms)
         record = {"step": self.steps, "version": report.version, "time": time.time(), "alarms": names}
         self._metrics_log.append(record | report.metrics | self.times.metrics())
+        if log.isEnabledFor(logging.DEBUG):  # a batch has a hundred names
+            log.debug("step", extra=ids(step=self.steps, version=report.version, groups=[e.id for e in batch]))
 
     def _alarmed(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Looks for alarms, says which begin and end, and returns what their averages add to the step's metrics."""
         alarms, ledger = self._progress.alarms, self._progress.ledger
         began, ended = alarms.observe(self.steps, metrics)
         for alarm in began:
-            log.warning("alarm %s: %s", alarm.name, alarm.text)
+            log.warning("alarm %s: %s", alarm.name, alarm.text, extra=ids(step=self.steps))
         for alarm in ended:
-            log.info("alarm %s is over; it began at step %d", alarm.name, alarm.since_step)
+            log.info("alarm %s is over; it began at step %d", alarm.name, alarm.since_step, extra=ids(step=self.steps))
         ledger.counters["alarms"] += len(began)
         ledger.alarms = alarms.active
         return alarms.gauges()
@@ -231,6 +260,7 @@ class Learning:
             return await to_its_end(self._save())
 
     async def _save(self) -> Path:
+        await self.recover()
         async with self._between_steps:
             weights, tensors = await self._trainer.snapshot()
             step, state = self.steps, self._progress.freeze()
@@ -244,4 +274,9 @@ class Learning:
         path = await asyncio.to_thread(lambda: self._store.save(step, write, tensors, state(), spare))
         self._progress.divergence.saved(step)
         self._progress.ledger.counters["checkpoints"] += 1
+        log.info("checkpoint %s", path, extra=ids(step=step))
         return path
+
+
+def _place(step: int | None) -> str:
+    return f"the checkpoint of step {step}" if step is not None else "where it began"

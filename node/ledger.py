@@ -43,6 +43,7 @@ COUNTERS: Mapping[str, str] = {
     "parity_failures": "updates after which engine and learner differed",
     "resampled": "rollouts begun again, because the engine was lost or had wrong weights",
     "refused_prompts": "prompts that the engine had no room for",
+    "learner_restarts": "times that the learner was started again after a step that failed",
     "network_restarts": "times that the network stack was started again",
     "alarms": "alarms that began (node/alarms.py)",
     "poisoned_steps": "steps that came to nothing because of some peers' groups",

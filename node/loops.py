@@ -62,6 +62,8 @@ async def gather(exchange: Exchange, intake: Intake, journal: GroupJournal, pool
 
 async def train(drawing: Drawing, learning: Learning, generator: Generator, max_steps: int) -> None:
     """Pool -> optimiser step -> new policy version -> generator. Waits for own groups only. The node's clock."""
+    if await learning.recover():
+        await generator.load(await learning.weights())
     async with drawing:
         for _ in range(learning.steps, max_steps) if max_steps else itertools.count():
             batch = await drawing.next()

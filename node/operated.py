@@ -7,8 +7,10 @@ import importlib.metadata
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
+from node.clock import ClockWatch
 from node.config import NodeConfig, P2PExchange
 from node.disk import DiskWatch
 from node.drawing import Drawing
@@ -25,7 +27,9 @@ from node.pool import RolloutPool
 from node.producer import Author, Producer
 from node.resources import Resources
 from node.rl.tracker import ValueTracker
-from swarm.errors import SwarmError
+from node.stopping import CHECKPOINT_S, LOOPS_S, SAMPLING_S
+from node.supervision import Parts
+from swarm.errors import CrashLoop, SwarmError
 from swarm.net.base import Exchange
 from swarm.net.standing import Standing
 from swarm.types import Announcement, family_of
@@ -56,18 +60,23 @@ class RunningNode:
     resources: Resources
     running: Holds
     """Held while the node is paused."""
+    parts: Parts
+    clock_watch: ClockWatch
     stopping: asyncio.Event
     delay: LoopDelay = field(default_factory=LoopDelay)
     started: float = field(default_factory=time.monotonic)
 
-    async def run(self) -> None:
-        """The loops, until `stopping` is set; then a last checkpoint. Any loop's error stops them all and is raised."""
+    async def run(self) -> bool:
+        """The loops, until `stopping` is set; then a last checkpoint. Any loop's error stops them all and is raised.
+        Returns whether all that was learned is in a checkpoint."""
         try:
             await self._loop()
         except BaseExceptionGroup as errors:
-            raise _foreseen(errors) or errors from None
-        if self.learning.steps:
-            log.info("checkpoint: %s", await self.learning.checkpoint())
+            error = _foreseen(errors)
+            if isinstance(error, CrashLoop) and self.parts.learner.state == "up":
+                await self._save()  # it was another part
+            raise error or errors from None
+        return await self._save()
 
     async def _loop(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -78,18 +87,64 @@ class RunningNode:
                 ),
                 share(self.journal, self.exchange, self._announcement, self._heartbeat_s),
                 gather(self.exchange, self.intake, self.journal, self.pool),
-                train(self._drawing, self.learning, self.generator, self.config.max_steps),
+                self.parts.learner.keep(
+                    lambda: train(self._drawing, self.learning, self.generator, self.config.max_steps)
+                ),
                 self.disk.run(),
                 self.resources.run(),
                 self.delay.run(),
                 self.metrics_log.run(),
+                self.clock_watch.run(),
             ]
             if self.config.eval.every_steps:
                 loops.append(evaluate(self.evaluation, self.learning, self.config.eval.every_steps))
             tasks = [group.create_task(loop) for loop in loops]
             await self.stopping.wait()
-            for task in tasks:
-                task.cancel()
+            await self._wind_down(tasks)
+
+    async def _wind_down(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        """Nothing new is begun, what is in flight is finished and journalled, as far as it takes no longer than it may;
+        then the loops end."""
+        self.running.hold("stop", "the node is being stopped")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SAMPLING_S):
+                await self.producer.idle()
+                await self.journal.flush()
+        for task in tasks:
+            task.cancel()
+        _, late = await asyncio.wait(tasks, timeout=LOOPS_S)
+        for task in late:
+            log.warning("after %g s a step, or another piece of work that nothing can cut short, goes on", LOOPS_S)
+            task.cancel()  # it is not waited for any more
+
+    async def _save(self) -> bool:
+        if not self.learning.steps:
+            return True
+        saving = asyncio.ensure_future(self.learning.checkpoint())
+        done, _ = await asyncio.wait([saving], timeout=CHECKPOINT_S)
+        if not done:
+            log.error("no checkpoint within %g s: the steps since the last one are lost", CHECKPOINT_S)
+            saving.cancel()
+            return False
+        saving.result()
+        return True
+
+    def stuck(self) -> str:
+        """What does not come back and cannot be ended alone, in words; nothing if all is well."""
+        limit_s = self.config.supervision.stall_s
+        engine_s = self.generator.gauges().get("engine_busy_s", 0.0)
+        for what, busy_s in (("the learner's step", self.learning.busy_s), ("the engine's batch", engine_s)):
+            if limit_s and busy_s > limit_s:
+                return f"{what} takes {busy_s:.0f} s by now (supervision.stall_s = {limit_s:g})"
+        return ""
+
+    def summary(self) -> str:
+        """In a line, for a service manager."""
+        state = node_pb2.NodeState.Name(self.state).removeprefix("NODE_STATE_").lower()
+        return f"{state}, step {self.learning.steps}, {len(self.exchange.peers())} peers, network {self.exchange.state}"
+
+    async def _learn(self) -> None:
+        await train(self._drawing, self.learning, self.generator, self.config.max_steps)
 
     @property
     def _drawing(self) -> Drawing:
@@ -142,10 +197,23 @@ class RunningNode:
             "pool_newcomers": level.newcomers,
             "pool_foreign_mib": level.foreign_bytes / (1 << 20),
         }
-        used = self.delay.gauges() | self.resources.gauges() | self.disk.gauges()
+        learner = {"learner_busy_s": self.learning.busy_s}
+        used = learner | self.delay.gauges() | self.resources.gauges() | self.disk.gauges()
         self.ledger.fill(status, pool | used | dict(self.generator.gauges()))
         status.learner_time.update(self.learning.times.learner.shares())
         status.generator_time.update(self.learning.times.generator.shares())
+        status.parts.extend(
+            node_pb2.Part(
+                name=part.name,
+                state=part.state,
+                restarts=part.restarts,
+                recent_failures=part.recent,
+                allowed_failures=part.allowed,
+                last_error=part.last_error,
+                last_error_s=part.last_error_s,
+            )
+            for part in self.parts
+        )
         values = self.tracker.source_values(self.ledger.policy_version)
         status.values.update({family_of(source): value for source, value in values.items()})
         return status

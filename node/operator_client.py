@@ -30,11 +30,12 @@ Reply = TypeVar("Reply")
 def discover(data_dir: Path) -> str:
     """The address of the node that runs in `data_dir`. Raises NetworkError if none does."""
     try:
-        endpoint = DataDirectory(data_dir).endpoint()
+        endpoint = (directory := DataDirectory(data_dir)).endpoint()
     except (ConfigError, OSError) as error:
         raise NetworkError(str(error)) from error
     if endpoint is None:
-        raise NetworkError(f"no node is running in {data_dir}: start one there, or name another directory")
+        why = f"; the last one ended because {last}" if (last := directory.last_end()) else ""
+        raise NetworkError(f"no node is running in {data_dir}: start one there, or name another directory{why}")
     return endpoint.address
 
 

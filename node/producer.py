@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -141,31 +142,57 @@ class Producer:
         self._version = version
         self._running = running
         self._ledger = ledger
+        self._under_way = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def idle(self) -> None:
+        """Returns once no group is being made; while the node is paused, none is begun."""
+        await self._idle.wait()
 
     async def next_group(self, peers: Callable[[], Sequence[PeerInfo]] = tuple) -> Judged:
         """A group with at least one scored rollout. `peers`: who is there, should the sampler ask."""
         while True:
             with self.times.generator.during(PAUSED):
                 await self._running.wait()
-            with self.times.generator.during(TASKS):
-                task, prompt = await self._next_task(peers)
-            value = self._tracker.value(task, self._version())  # frozen at dispatch (SPO++ section 3)
-            with self.times.generator.during(SAMPLING):
-                completions = await self._generator.sample(prompt, self._config.group_size, self._author.sampling)
-            whole = [c for c in completions if c.finish is not FinishReason.ERROR]
-            rollouts = [self._author.rollout(completion) for completion in whole]
-            with self.times.generator.during(SCORING):
-                scores = await self._judge.score(task, [rollout.response for rollout in rollouts])
-            answered = sum(score.status is ScoreStatus.OK for score in scores)
-            self._ledger.counters["failed_rollouts"] += len(completions) - answered
-            rewards, scored = rewards_of(rollouts, scores, self._truncated)
-            if scored.any():
-                return self._finish(task, value, rollouts, rewards, scored)
-            if answered:
-                self._ledger.warn(f"{task.ref.source}: a group of which every rollout was cut off is not used")
-                continue
-            reason = scores[0].detail if scores else "the engine failed on all of them"
-            self._ledger.warn(f"{task.ref.source}: a group without any score: {reason}")
+            with self._making():
+                judged = await self._attempt(peers)
+            if judged is not None:
+                return judged
+
+    @contextmanager
+    def _making(self) -> Iterator[None]:
+        self._under_way += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+            if not self._under_way:
+                self._idle.set()
+
+    async def _attempt(self, peers: Callable[[], Sequence[PeerInfo]]) -> Judged | None:
+        """None for a group without a scored rollout."""
+        with self.times.generator.during(TASKS):
+            task, prompt = await self._next_task(peers)
+        value = self._tracker.value(task, self._version())  # frozen at dispatch (SPO++ section 3)
+        with self.times.generator.during(SAMPLING):
+            completions = await self._generator.sample(prompt, self._config.group_size, self._author.sampling)
+        whole = [c for c in completions if c.finish is not FinishReason.ERROR]
+        rollouts = [self._author.rollout(completion) for completion in whole]
+        with self.times.generator.during(SCORING):
+            scores = await self._judge.score(task, [rollout.response for rollout in rollouts])
+        answered = sum(score.status is ScoreStatus.OK for score in scores)
+        self._ledger.counters["failed_rollouts"] += len(completions) - answered
+        rewards, scored = rewards_of(rollouts, scores, self._truncated)
+        if scored.any():
+            return self._finish(task, value, rollouts, rewards, scored)
+        if answered:
+            self._ledger.warn(f"{task.ref.source}: a group of which every rollout was cut off is not used")
+            return None
+        reason = scores[0].detail if scores else "the engine failed on all of them"
+        self._ledger.warn(f"{task.ref.source}: a group without any score: {reason}")
+        return None
 
     def _finish(
         self, task: Task, value: float, rollouts: Sequence[Rollout], rewards: np.ndarray, scored: np.ndarray

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from node.checkpoint import Checkpoint, CheckpointStore
-from node.divergence import GoBack
 from node.engine.policy import Policy
 from node.engine.trainer import PolicyTrainer
 from node.progress import NOTHING_TRACKED, SAMPLING_RNG, Progress
@@ -23,11 +22,11 @@ Reload = Callable[[Path | None], Policy]
 
 
 async def go_back(
-    order: GoBack, store: CheckpointStore, trainer: PolicyTrainer, progress: Progress, reload: Reload
+    to: int | None, store: CheckpointStore, trainer: PolicyTrainer, progress: Progress, reload: Reload
 ) -> int | None:
-    """No step may be under way. Returns the step of the checkpoint that it went to, None for birth. Raises PolicyError,
-    CheckpointError."""
-    checkpoint = await asyncio.to_thread(_find, store, order.to)
+    """To the checkpoint of step `to`, None for birth. No step may be under way. Returns the step of that which it went
+    to. Raises PolicyError, CheckpointError."""
+    checkpoint = await asyncio.to_thread(_find, store, to)
     policy = await asyncio.to_thread(reload, checkpoint.model_dir if checkpoint else None)
     moments = await asyncio.to_thread(checkpoint.tensors) if checkpoint else {}
     moments.pop(SAMPLING_RNG, None)

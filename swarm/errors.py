@@ -12,7 +12,8 @@
     ├── PolicyError            a model or tokenizer cannot be loaded or used
     ├── EngineError            the sampling engine cannot be started, or is lost for good
     ├── JournalError           the journal cannot be opened or written
-    └── CheckpointError        a checkpoint is missing, torn or of another policy
+    ├── CheckpointError        a checkpoint is missing, torn or of another policy
+    └── CrashLoop              a part of the node failed again and again
 
 A bad rollout is data (a status), a bad peer is a verdict, a bug is a crash: none of those is here.
 """
@@ -56,3 +57,6 @@ class JournalError(SwarmError, OSError): ...
 
 
 class CheckpointError(SwarmError): ...
+
+
+class CrashLoop(SwarmError): ...

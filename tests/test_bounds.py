@@ -48,6 +48,8 @@ BOUNDS = {
     "node/journal.py Journal._room": "a semaphore of MAX_PENDING",
     "node/journal.py Journal._cursors": "MAX_PEERS positions",
     "node/journal.py Journal._unsaved": "MAX_PEERS positions",
+    "node/supervision.py Part._failures": "one number for each failure that is allowed, and one; at least 64",
+    "node/logs.py Repeats._kinds": "MAX_KINDS of three numbers",
     "node/ledger.py Ledger.admitted": "max_origins",
     "node/ledger.py Ledger.refused": "max_origins times the reasons that there are",
     "node/ledger.py Ledger.judgements": "max_verdicts of MAX_TEXT characters",

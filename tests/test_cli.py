@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from node import cli
+from node import cli, exit_codes
 from node.commands import evaluate, evaluate_policy, status, version
 from node.config import NodeConfig, RpcConfig, TransformersEngine, VllmEngine
 from node.engine.available import EngineStatus
 from node.evaluate import Estimate, Report, Result
 from node.rpc import RpcServer
 from node.settings import load_config
-from swarm.errors import NetworkError, PolicyError
+from swarm.errors import CheckpointError, CrashLoop, JournalError, NetworkError, PolicyError
 from swarm.toml import toml_lines
 from swarm.types import SamplingParams
 from swarm.wire.v1 import node_pb2
@@ -39,7 +39,12 @@ def test_help_names_every_command_and_the_exit_codes() -> None:
     done = swarm_node("--help")
     assert done.returncode == cli.OK
     assert all(line in done.stdout.replace("\n", " \n") for line in [f"    {name} " for name in cli.COMMANDS])
-    assert "0  done      1  failed      2  wrong usage or config      130  interrupted" in done.stdout
+    codes = {
+        int(line.split()[0].removesuffix("+n"))
+        for line in done.stdout.split("exit codes:")[1].splitlines()
+        if line[2:3].isdigit()
+    }
+    assert codes == {value for name, value in vars(exit_codes).items() if name.isupper()} - {cli.INTERRUPTED} | {128}
 
 
 def test_a_wrong_config_is_one_line_and_no_traceback(tmp_path: Path) -> None:
@@ -97,6 +102,9 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
     [
         (NetworkError("no node there"), cli.FAILED, "swarm-node: no node there\n"),
         (PolicyError("no such model"), cli.FAILED, "swarm-node: no such model\n"),
+        (CrashLoop("the engine failed 11 times"), 69, "swarm-node: the engine failed 11 times\n"),
+        (JournalError("no room"), 74, "swarm-node: no room\n"),
+        (CheckpointError("no room"), 74, "swarm-node: no room\n"),
         (KeyboardInterrupt(), cli.INTERRUPTED, ""),
     ],
 )
@@ -213,6 +221,48 @@ def test_the_status_table() -> None:
         "newest step loss 0.1235",
         "warnings [red]not markup[/red]",
     ]
+
+
+def test_the_status_table_says_which_part_was_started_again_and_why() -> None:
+    engine = node_pb2.Part(
+        name="engine",
+        state="restarting",
+        restarts=7,
+        recent_failures=3,
+        allowed_failures=10,
+        last_error="no token for 60 s",
+        last_error_s=3.0,
+    )
+    shown = node_pb2.NodeStatus(name="alder", parts=[node_pb2.Part(name="learner", state="up"), engine])
+    (line,) = [" ".join(line.split()) for line in printed(status.render(shown)) if line.startswith("parts")]
+    assert line == (
+        "parts engine restarting, started again 7 times (3 of 10 failures that it may have in the window); "
+        "0:00:03 ago: no token for 60 s"
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "parts", "code", "said"),
+    [
+        (node_pb2.NODE_STATE_RUNNING, {}, cli.OK, "running, step 6"),
+        (node_pb2.NODE_STATE_PAUSED, {}, cli.OK, "paused, step 6"),
+        (node_pb2.NODE_STATE_STOPPING, {}, cli.FAILED, "stopping, step 6"),
+        (node_pb2.NODE_STATE_RUNNING, {"network": "restarting"}, cli.OK, "running, step 6; network restarting: why"),
+        (node_pb2.NODE_STATE_RUNNING, {"engine": "restarting"}, cli.FAILED, "running, step 6; engine restarting: why"),
+    ],
+)
+async def test_a_health_check(
+    state: node_pb2.NodeState, parts: dict[str, str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Checked(Asked):
+        def status(self) -> node_pb2.NodeStatus:
+            named = [node_pb2.Part(name=name, state=how, last_error="why") for name, how in parts.items()]
+            return node_pb2.NodeStatus(name="alder", steps=6, state=state, parts=named)
+
+    async with RpcServer(RpcConfig(), Checked()) as server:
+        words = ["status", "--check", "--address", server.address]
+        assert await asyncio.to_thread(cli.main, words) == code
+    assert capsys.readouterr().out == f"{said}\n"
 
 
 class Asked:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from node.datadir import DataDirectory, RpcEndpoint, write_atomic
-from swarm.errors import ConfigError
+from node.operator_client import discover
+from swarm.errors import ConfigError, NetworkError
 
 HOLDER = """
 import sys
@@ -148,3 +149,17 @@ def test_sigkill_never_leaves_a_mixture(tmp_path: Path, lines: int) -> None:
     assert content[0] >= written
     write_atomic(path, b"goes on")
     assert os.listdir(tmp_path) == ["peers.json"], "what was left aside is used up"
+
+
+def test_why_a_daemon_ended_is_kept_until_the_next_one(tmp_path: Path) -> None:
+    data = DataDirectory(tmp_path / "node")
+    assert data.last_end() == ""
+    data.note_end("lost for ever")  # no directory yet: nothing to write to
+    assert data.last_end() == ""
+    with data.lock():
+        data.note_end("the engine failed 11 times")
+    assert data.last_end() == "the engine failed 11 times"
+    with pytest.raises(NetworkError, match="the last one ended because the engine failed 11 times"):
+        discover(data.path)
+    with data.lock():
+        assert data.last_end() == ""

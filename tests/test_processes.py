@@ -3,106 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import sys
-from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
+from node import exit_codes
 from node.operator_client import NodeClient, discover
-from swarm.errors import SwarmError
+from swarm.errors import NetworkError
 from swarm.wire.v1 import node_pb2
-from tests.policies import save_tiny_policy
+from tests.processes import gone, nodes
 
 pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(240)]
-
-PATIENCE_S = 90.0
-ROOT = Path(__file__).parents[1]
-
-CONFIG = """\
-name = "{name}"
-data_dir = "{data}"
-threads = 1
-policy = {{ model = "{policy}" }}
-tasks = [{{ type = "plugin", factory = "tests.plain_tasks:Plain", name = "plain" }}]
-sampler = {{ group_size = 4, concurrency = 4, max_new_tokens = 6 }}
-learner = {{ lr = 1e-3 }}
-pool = {{ own_groups = 4, foreign_groups = 4, own_capacity = 4 }}
-eval = {{ every_steps = 0 }}
-checkpoint = {{ every_steps = 5 }}
-
-[exchange]
-type = "p2p"
-listen = ["/ip4/127.0.0.1/tcp/0"]
-initial_peers = {peers}
-heartbeat_s = 2.0
-relay = false
-"""
-
-
-class Node:
-    """One `swarm-node run` that can be killed and started again in the same directory."""
-
-    def __init__(self, directory: Path, policy: Path) -> None:
-        self.directory, self.policy = directory, policy
-        self.data = directory / "data"
-        self.process: Process | None = None
-
-    async def start(self, peers: Sequence[str] = ()) -> node_pb2.NodeStatus:
-        """Returns its first status."""
-        self.directory.mkdir(exist_ok=True)
-        config = self.directory / "node.toml"
-        quoted = "[" + ", ".join(f'"{peer}"' for peer in peers) + "]"
-        config.write_text(CONFIG.format(name=self.directory.name, data=self.data, policy=self.policy, peers=quoted))
-        with (self.directory / "log").open("ab") as log:
-            command = [sys.executable, "-m", "node.cli", "run", str(config)]
-            self.process = await asyncio.create_subprocess_exec(
-                *command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
-            )
-        return await self.until(lambda status: bool(status.addresses))
-
-    async def until(self, condition: Callable[[node_pb2.NodeStatus], bool]) -> node_pb2.NodeStatus:
-        """The first status for which `condition` holds."""
-        assert self.process is not None
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                while self.process.returncode is None:
-                    try:
-                        async with NodeClient(discover(self.data)) as client:
-                            async for status in client.watch(0.2):
-                                if condition(status):
-                                    return status
-                    except SwarmError:  # not up yet, or the address of the one before
-                        await asyncio.sleep(0.2)
-        except TimeoutError:
-            pass
-        raise AssertionError(f"{self.directory.name}: {(self.directory / 'log').read_text()[-3000:]}")
-
-    async def kill(self) -> None:
-        assert self.process is not None
-        self.process.send_signal(signal.SIGKILL)
-        await self.process.wait()
-
-    async def sweep(self) -> None:
-        if self.process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            await self.process.wait()
-
-
-@asynccontextmanager
-async def nodes(tmp_path: Path, names: Sequence[str]) -> AsyncIterator[list[Node]]:
-    policy = save_tiny_policy(tmp_path / "policy")
-    made = [Node(tmp_path / name, policy) for name in names]
-    async with AsyncExitStack() as stack:
-        for node in made:
-            stack.push_async_callback(node.sweep)
-        yield made
 
 
 def from_peer(peer: str, at_least: int) -> Callable[[node_pb2.NodeStatus], bool]:
@@ -118,10 +33,9 @@ async def test_a_killed_node_leaves_the_others_learning_and_is_taken_back(tmp_pa
             await node.until(lambda status, me=me: set(status.admitted) == peers - {me})
 
         before = await beta.until(lambda status: status.counters["checkpoints"] >= 1)
-        children = psutil.Process(beta.process.pid).children(recursive=True)  # pyright: ignore[reportOptionalMemberAccess]
+        children = beta.family()
         await beta.kill()
-        _, alive = psutil.wait_procs(children, timeout=20)
-        assert not alive, "what the killed node had started outlived it"
+        assert gone(children), "what the killed node had started outlived it"
 
         then = await alpha.until(lambda status: True)
         await alpha.until(lambda status: status.steps >= then.steps + 10)  # the others go on
@@ -154,10 +68,77 @@ async def test_it_stops_when_asked_and_leaves_nothing_behind(tmp_path: Path):
 async def test_sigterm_is_a_clean_stop(tmp_path: Path):
     async with nodes(tmp_path, ["solo"]) as (node,):
         await node.start()
+        await node.until(lambda status: status.steps >= 1)
+        family = node.family()
+        assert await node.stop() == exit_codes.OK
+        assert gone(family)
+        said = node.log.read_text()
+        assert "Traceback" not in said
+        assert "is not closed after" not in said, "no stage ran into its deadline"
+
+
+async def test_a_second_node_in_the_same_directory_names_the_first_and_disturbs_nothing(tmp_path: Path):
+    async with nodes(tmp_path, ["first"]) as (first,), nodes(tmp_path, ["second"]) as (second,):
+        before = await first.start()
+        second.data = first.data
+        process = await second.launch()
+        assert first.process is not None
+        assert await asyncio.wait_for(process.wait(), 60) == exit_codes.USAGE, "starting it again does not help"
+        said = second.log.read_text()
+        assert f"{first.data} is in use by another node (pid {first.process.pid})" in said
+        assert "Traceback" not in said
+        await first.until(lambda status: status.steps > before.steps)
+
+
+async def test_a_service_manager_hears_of_it(tmp_path: Path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(60.0)
+        async with nodes(tmp_path, ["solo"]) as (node,):
+            await node.launch((), {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "3000000"})
+            heard = [await asyncio.to_thread(systemd.recv, 4096) for _ in range(4)]
+            assert heard[0] == b"READY=1"
+            assert all(message.startswith(b"WATCHDOG=1\nSTATUS=running, step ") for message in heard[1:])
+            assert await node.stop() == exit_codes.OK
+            while (message := systemd.recv(4096)) != b"STOPPING=1":
+                assert message.startswith(b"WATCHDOG=1")
+
+
+async def test_a_learner_that_is_stuck_ends_the_node_with_a_code_that_asks_for_another_start(tmp_path: Path):
+    """Its thread cannot be killed; the process can. What it had learned by its last checkpoint is there."""
+    more = "[supervision]\nstall_s = 2.0\n"
+    async with nodes(tmp_path, ["stuck"], more, ("-m", "tests.chaos.faulty", "hang-learner")) as (node,):
+        await node.start()
         assert node.process is not None
-        node.process.terminate()
-        assert await asyncio.wait_for(node.process.wait(), 30) == 0
-        assert "Traceback" not in (node.directory / "log").read_text()
+        family = node.family()
+        assert await asyncio.wait_for(node.process.wait(), 60) == exit_codes.UNAVAILABLE
+        assert gone(family)
+        with pytest.raises(NetworkError, match=r"the last one ended because the learner's step takes \d+ s by now"):
+            discover(node.data)
+
+
+async def test_asked_twice_it_is_gone_whatever_hangs(tmp_path: Path):
+    async with nodes(tmp_path, ["stuck"], "", ("-m", "tests.chaos.faulty", "hang-learner")) as (node,):
+        await node.start()
+        await node.until(lambda status: status.metrics["learner_busy_s"] > 0.5)
+        assert node.process is not None
+        family = node.family()
+        node.process.send_signal(signal.SIGTERM)
+        await node.until(lambda status: status.state == node_pb2.NODE_STATE_STOPPING)
+        node.process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(node.process.wait(), 10) == 128 + signal.SIGTERM
+        assert gone(family)
+
+
+async def test_asked_once_it_is_gone_at_the_deadline_whatever_hangs(tmp_path: Path):
+    async with nodes(tmp_path, ["stuck"], "", ("-m", "tests.chaos.faulty", "hang-learner")) as (node,):
+        await node.start()
+        await node.until(lambda status: status.steps >= 5 and status.metrics["learner_busy_s"] > 0.5)
+        family = node.family()
+        assert await node.stop() == exit_codes.UNSAVED, "what it was at is lost, and it says so"
+        assert gone(family)
+        again = await node.start()
+        assert again.steps == 5, "from its last checkpoint"
 
 
 async def test_its_event_loop_is_never_held_up_for_long(tmp_path: Path):

@@ -28,6 +28,8 @@ from node.engine.logprobs import action_logprobs
 from node.engine.sampling import draw, sample
 from node.engine.text import HfTextCodec
 from node.engine.transformers import TransformersGenerator
+from node.supervision import Part, SupervisionConfig
+from swarm.errors import CrashLoop
 from swarm.types import FinishReason, PolicyVersion, SamplingParams, VersionSpan
 
 EOS = 1
@@ -128,9 +130,14 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it_and_renormalises():
     np.testing.assert_allclose(logprob.exp(), torch.tensor([0.625, 0.375])[token], atol=1e-6)
 
 
-def generator_of(model: PreTrainedModel, batch_size: int = 16, linger_ms: float = 20.0) -> TransformersGenerator:
+def generator_of(
+    model: PreTrainedModel, batch_size: int = 16, linger_ms: float = 20.0, part: Part | None = None
+) -> TransformersGenerator:
     engine = TransformersEngine(batch_size=batch_size, linger_ms=linger_ms)
-    return TransformersGenerator(model, CODEC, engine, PolicyVersion(0), torch.Generator().manual_seed(0))
+    return TransformersGenerator(model, CODEC, engine, PolicyVersion(0), torch.Generator().manual_seed(0), part)
+
+
+OUT_OF_VOCABULARY = np.array([4000], dtype=np.int32)
 
 
 async def test_concurrent_requests_are_all_answered():
@@ -178,11 +185,34 @@ async def test_a_cancelled_request_does_not_hold_up_the_others():
     assert [isinstance(result, asyncio.CancelledError) for result in done] == [False, True, True, False]
 
 
-async def test_an_error_in_the_engine_reaches_those_who_asked_and_no_one_else():
-    async with generator_of(qwen()) as generator:
-        with pytest.raises(IndexError):
-            await generator.sample(np.array([4000], dtype=np.int32), 1, SamplingParams())
+async def test_an_error_in_the_engine_costs_those_who_asked_and_no_one_else():
+    part = Part("engine", SupervisionConfig(max_restarts=1, first_pause_s=0.0))
+    async with generator_of(qwen(), part=part) as generator:
+        (failed,) = await generator.sample(OUT_OF_VOCABULARY, 1, SamplingParams())
+        assert (failed.finish, len(failed.ids)) == (FinishReason.ERROR, 0)
         assert len(await generator.sample(prompts(1)[0], 2, SamplingParams(max_new_tokens=2))) == 2
+        assert (part.restarts, part.state) == (1, "up")
+        assert part.last_error.startswith("IndexError: ")
+
+
+async def test_an_engine_that_is_given_up_tells_everybody_who_asks_or_waits():
+    async with generator_of(qwen(), batch_size=1) as generator:
+        asked = [generator.sample(OUT_OF_VOCABULARY, 1, SamplingParams()) for _ in range(3)]
+        told = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(error) for error in told] == 3 * [CrashLoop]
+        with pytest.raises(CrashLoop, match=r"^the engine failed 1 times .*IndexError: "):
+            await generator.sample(prompts(1)[0], 1, SamplingParams())
+
+
+async def test_weights_that_an_engine_failed_on_are_taken_over_anew():
+    new = qwen(1)
+    tensors = {name: p.detach().clone() for name, p in new.named_parameters()}
+    prompt, params = prompts(1)[0], SamplingParams(max_new_tokens=8)
+    async with generator_of(qwen(0), part=Part("engine", SupervisionConfig(first_pause_s=0.0))) as generator:
+        await generator.load(Weights(version=PolicyVersion(1), tensors=tensors))
+        await generator.sample(OUT_OF_VOCABULARY, 1, SamplingParams())
+        (after,) = await generator.sample(prompt, 1, params)
+    np.testing.assert_allclose(after.logprobs, learner_logprobs(new, prompt, after.ids, 1.0), atol=2e-6)
 
 
 async def test_a_completion_ends_with_the_token_that_completes_a_stop_string():
@@ -228,10 +258,10 @@ def test_a_model_without_a_limit_of_positions_has_room_for_anything():
 
 async def test_gauges_count_what_waits():
     async with generator_of(qwen(), batch_size=3) as generator:
-        assert (generator.in_flight, generator.gauges()) == (3, {"engine_waiting": 0})
+        assert (generator.in_flight, generator.gauges()["engine_waiting"]) == (3, 0)
         waiting = [asyncio.create_task(generator.sample(prompts(1)[0], 3, SamplingParams())) for _ in range(4)]
         await asyncio.sleep(0)
-        assert generator.gauges() == {"engine_waiting": 4}
+        assert generator.gauges()["engine_waiting"] == 4
         async with generator.make_room():
             await asyncio.gather(*waiting)
-        assert generator.gauges() == {"engine_waiting": 0}
+        assert generator.gauges()["engine_waiting"] == 0

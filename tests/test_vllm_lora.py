@@ -25,7 +25,7 @@ async def up(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
     directory = save_tiny_policy(tmp_path_factory.mktemp("policy"), head_dim=32)
     policy = load_policy(PolicyConfig(model=str(directory), device="cpu", adapter=Lora(rank=4)))
     assert policy.adapter is not None
-    config = VllmEngine(restarts=1)
+    config = VllmEngine()
     hand_off = Adapters(policy.adapter.save, live=LIVE, timeout_s=config.update_timeout_s)
     spec = spec_of(directory, lora_rank=4, lora_targets=policy.adapter.lora.targets, live_adapters=LIVE)
     async with rig(directory, config, spec=spec, policy=policy, hand_off=hand_off) as up:

@@ -16,7 +16,8 @@ import pytest
 import pytest_asyncio
 
 from node.config import VllmEngine
-from swarm.errors import EngineError
+from node.supervision import SupervisionConfig
+from swarm.errors import CrashLoop, EngineError
 from tests.policies import save_tiny_policy
 from tests.vllm_rig import (
     EXACT,
@@ -96,7 +97,7 @@ async def test_requests_go_on_when_the_engine_dies(up: Rig) -> None:
     assert (counted["engine_restarts"], counted["resampled"]) == (1, SLOTS)
     assert len([c for c in sampling.result() if c.versions[-1].version == up.learner.version]) > SLOTS
     assert none_alive(old)
-    assert up.warnings == ["vLLM is started again: vLLM's processes are dead"]
+    assert up.warnings == ["the engine is started again: vLLM's processes are dead"]
     assert longest < 1.0
     assert up.generator.gauges()["engine_in_flight"] == 0
 
@@ -117,7 +118,7 @@ async def test_requests_go_on_when_the_engine_hangs(up: Rig) -> None:
     old[1].suspend()
     for completion in await asyncio.wait_for(sampling, START_S):
         assert up.learner.error(PROMPT, completion) < EXACT
-    assert up.warnings[-1] == "vLLM is started again: no token for 4 s (engine.stall_timeout_s)"
+    assert up.warnings[-1] == "the engine is started again: no token for 4 s (engine.stall_timeout_s)"
     assert (up.counters - before)["engine_restarts"] == 1
     assert none_alive(old)
 
@@ -128,7 +129,7 @@ async def test_an_update_that_hangs_costs_the_engine(up: Rig) -> None:
     await up.generator.load(up.learner.learn())
     await until(lambda: len(up.engines) > engines, START_S)
     await replaced(up, engines)
-    assert up.warnings[-1] == "vLLM is started again: vLLM did not answer within 8 s"
+    assert up.warnings[-1] == "the engine is started again: vLLM did not answer within 8 s"
     assert none_alive(old)
 
 
@@ -148,13 +149,13 @@ async def test_nothing_is_left_when_it_is_closed_under_requests(up: Rig) -> None
 
 
 async def test_a_node_may_do_without_another_engine(policy: Path) -> None:
-    async with rig(policy, VllmEngine(restarts=0)) as up:
+    async with rig(policy, supervision=SupervisionConfig(max_restarts=0)) as up:
         core, worker = core_and_worker()
         sampling = asyncio.create_task(up.whole(SLOTS, LONG))
         await until(lambda: up.unfinished == SLOTS)
         worker.kill()
         for call in (sampling, asyncio.create_task(up.sample(1, 1))):
-            with pytest.raises(EngineError, match=r"lost 1 times .*restarts = 0\): vLLM's processes are dead"):
+            with pytest.raises(CrashLoop, match=r"failed 1 times .*restarts = 0\): vLLM's processes are dead"):
                 await asyncio.wait_for(call, 30.0)
         assert none_alive([core, worker])
         await up.generator.load(up.learner.learn())

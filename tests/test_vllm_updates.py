@@ -174,7 +174,7 @@ async def test_an_update_that_keeps_failing_costs_the_engine(up: Rig, monkeypatc
     assert counted["resampled"] > SLOTS / 2
     assert counted["engine_restarts"] == 1
     assert len(up.engines) == 2
-    assert up.warnings[-1] == "vLLM is started again: vLLM failed: half of the weights"
+    assert up.warnings[-1] == "the engine is started again: vLLM failed: half of the weights"
 
 
 async def test_weights_that_stay_wrong_are_the_end(up: Rig) -> None:

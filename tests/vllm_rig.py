@@ -37,6 +37,7 @@ from node.engine.vllm.keeper import EngineKeeper
 from node.engine.vllm.opening import tied
 from node.engine.vllm.process import Engine, EngineSpec
 from node.engine.vllm.transport import MemoryTransport
+from node.supervision import Part, SupervisionConfig
 from node.time_account import GENERATORS, TimeAccount
 from swarm.types import FinishReason, PolicyVersion, SamplingParams
 
@@ -226,6 +227,7 @@ async def rig(
     policy: Policy | None = None,
     spec: EngineSpec | None = None,
     transport: SpoiledTransport | None = None,
+    supervision: SupervisionConfig | None = None,
 ) -> AsyncIterator[Rig]:
     config, transport = config or VllmEngine(), transport or SpoiledTransport()
     policy = policy or load_policy(PolicyConfig(model=str(policy_dir), device="cpu"))
@@ -254,6 +256,7 @@ async def rig(
         counters=counters,
         warn=warnings.append,
         times=times,
+        part=Part("engine", supervision or SupervisionConfig(), counters=counters, warn=warnings.append),
     )
     generator = VllmGenerator(
         keeper,

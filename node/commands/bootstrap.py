@@ -7,7 +7,7 @@ import asyncio
 import tomllib
 from pathlib import Path
 
-from node.commands.run import log_to_stderr
+from node import logs
 from node.config import P2PExchange
 from node.joining import joining
 from node.settings import load_config, task_specs
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    log_to_stderr()
+    logs.set_up()
     membership, seeds = _swarm(arguments)
     exchange = P2PSettings(announce=tuple(arguments.announce), reachability="public", port_mapping=False)
     listen = tuple(arguments.listen or exchange.listen)

@@ -23,6 +23,7 @@ from node.evaluate import Report, ask, digest, held_out_questions, powers_of_two
 from node.evaluation import SEED
 from node.seed.demonstrations import DEMO_FAMILIES
 from node.settings import task_specs
+from node.supervision import Part
 from node.time_account import GENERATORS, TimeAccount
 from swarm.tasks.judge import ProcessJudge
 from swarm.types import PolicyVersion
@@ -84,7 +85,6 @@ async def _generator(config: NodeConfig, chosen: ChosenEngine, policy: Policy) -
     async with trainer_of(config, policy, chosen.probe, PolicyVersion(0)) as learner:
         weights = await learner.weights()
     rng = torch.Generator(policy.model.device).manual_seed(config.seed)
-    async with open_generator(
-        config, chosen, policy, weights, rng, Counter(), log.warning, TimeAccount(GENERATORS)
-    ) as generator:
+    times, part = TimeAccount(GENERATORS), Part("engine", config.supervision)
+    async with open_generator(config, chosen, policy, weights, rng, Counter(), log.warning, times, part) as generator:
         yield generator

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from node.commands.run import log_to_stderr
+from node import logs
 from node.home import CONFIG, default_directory, make_home
 from node.joining import joining
 from node.settings import load_config
@@ -49,7 +49,7 @@ def main(arguments: argparse.Namespace) -> int:
         overrides.append(f"swarm.key_file={json.dumps(str(arguments.key_file))}")
     config = load_config(directory / CONFIG, overrides)
     joining(config)  # what is wrong with it is said before anything heavy is loaded
-    log_to_stderr()
+    logs.set_up(config.log)
     from node import daemon  # torch and hivemind: not for a config that is wrong
 
     return daemon.run(config)

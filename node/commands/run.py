@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import logging
 
+from node import logs
 from node.commands.config import add_config_arguments
 from node.settings import load_config
 
@@ -27,14 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.set)
-    log_to_stderr()
+    logs.set_up(config.log)
     from node import daemon  # torch and hivemind: not for a config that is wrong
 
     return daemon.run(config)
-
-
-def log_to_stderr() -> None:
-    """One line an event: what this program says, and what its libraries warn of."""
-    logging.basicConfig(format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", level=logging.WARNING)
-    for ours in ("node", "swarm"):
-        logging.getLogger(ours).setLevel(logging.INFO)

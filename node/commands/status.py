@@ -15,25 +15,28 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from node.exit_codes import FAILED, OK
 from node.operator_client import CALL_TIMEOUT_S, NodeClient, discover
 from swarm.errors import ConfigError
 from swarm.wire.v1 import node_pb2
 
 DESCRIPTION = """\
 Shows what a running node is doing: found by its data directory, or by its address.
+With --check it says so by its exit code: 0 if the node is well (up, and no part of it is down), else 1.
 """
 EPILOG = """\
 examples:
   swarm-node status                                   the node in runs/node
   swarm-node status runs/solo --watch                 again every 2 s
   swarm-node status runs/solo --json | jq .held_out
+  swarm-node status runs/solo --check                 for a container's health check
   swarm-node status --address node7:7070 --token-file token --ca cert.pem
 
 --json prints the message swarm.v1.NodeStatus; 64-bit numbers are strings in it, as in every protobuf JSON.
 """
 DEFAULT_DIR = Path("runs/node")
 SHOWN_ORIGINS = 8
-STYLES = {"held": "bold yellow", "alarms": "bold red", "warnings": "yellow"}
+STYLES = {"held": "bold yellow", "parts": "yellow", "alarms": "bold red", "warnings": "yellow"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--token-file", metavar="FILE", type=Path, help="the node's rpc.token_file, or a copy of it")
     parser.add_argument("--ca", metavar="FILE", type=Path, help="certificate (PEM) to check the node's with, for TLS")
     parser.add_argument("--json", action="store_true", help="as JSON; with --watch one object a line")
+    parser.add_argument("--check", action="store_true", help="a line, and exit code 1 unless the node is well")
     parser.add_argument(
         "--watch", metavar="SECONDS", nargs="?", type=_interval, const=2.0, help="again every so many seconds (2)"
     )
@@ -52,8 +56,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     address = arguments.address or discover(arguments.dir)
     client = NodeClient(address, _token(arguments.token_file), arguments.ca, timeout_s=CALL_TIMEOUT_S)
+    if arguments.check:
+        return asyncio.run(_check(client))
     asyncio.run(_show(client, arguments.watch, arguments.json))
-    return 0
+    return OK
+
+
+async def _check(client: NodeClient) -> int:
+    async with client:
+        status = await client.status()
+    state = node_pb2.NodeState.Name(status.state).removeprefix("NODE_STATE_").lower()
+    down = [f"{part.name} {part.state}: {part.last_error}" for part in status.parts if part.state != "up"]
+    # A network that is down is the world's doing, and no restart of the node mends the world.
+    ill = [part.name for part in status.parts if part.state != "up" and part.name != "network"]
+    print("; ".join([f"{state}, step {status.steps}", *down]))
+    well = status.state in (node_pb2.NODE_STATE_RUNNING, node_pb2.NODE_STATE_PAUSED) and not ill
+    return OK if well else FAILED
 
 
 async def _show(client: NodeClient, interval_s: float | None, as_json: bool) -> None:
@@ -87,6 +105,7 @@ def render(status: node_pb2.NodeStatus) -> Table:
     rows = {
         status.name: f"{state}, up {timedelta(seconds=int(status.uptime_s))}, swarm-node {status.version}",
         "held": "\n".join(status.holds),
+        "parts": "\n".join(_part(part) for part in status.parts if part.state != "up" or part.restarts),
         "alarms": "\n".join(f"{alarm.name} since step {alarm.since_step}: {alarm.text}" for alarm in status.alarms),
         "policy": f"version {status.policy_version} after {status.steps} steps",
         "learner": _times(status.learner_time),
@@ -105,6 +124,12 @@ def render(status: node_pb2.NodeStatus) -> Table:
         if how:
             table.add_row(Text(what, style="bold"), Text(how, style=STYLES.get(what, "")))
     return table
+
+
+def _part(part: node_pb2.Part) -> str:
+    lately = f"{part.recent_failures} of {part.allowed_failures} failures that it may have in the window"
+    ago = timedelta(seconds=int(part.last_error_s))
+    return f"{part.name} {part.state}, started again {part.restarts} times ({lately}); {ago} ago: {part.last_error}"
 
 
 def _origins(admitted: Mapping[str, int]) -> str:

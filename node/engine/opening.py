@@ -19,6 +19,7 @@ from node.engine.parity import TEXT, probe_ids
 from node.engine.policy import Policy
 from node.engine.transformers import TransformersGenerator
 from node.engine.vllm.environment import set_defaults
+from node.supervision import Part
 from node.time_account import TimeAccount
 from swarm.errors import EngineError
 from swarm.types import FinishReason
@@ -70,16 +71,18 @@ async def open_generator(
     counters: Counter[str],
     warn: Callable[[str], None],
     times: TimeAccount,
+    part: Part,
 ) -> AsyncIterator[Generator]:
     """Up and sampling with `weights`. Raises EngineError. `rng` draws the tokens where that can be continued. `times`
-    is told what keeps the engine from sampling."""
+    is told what keeps the engine from sampling. `part`: what is done when it fails."""
     if isinstance(chosen.config, TransformersEngine):
         copy = policy.sampling_copy(config.policy.dtype)
-        async with TransformersGenerator(copy, policy.codec, chosen.config, weights.version, rng) as generator:
+        async with TransformersGenerator(copy, policy.codec, chosen.config, weights.version, rng, part) as generator:
             yield generator
         return
 
-    async with await asyncio.to_thread(_vllm, config, chosen, policy, weights, counters, warn, times) as generator:
+    made = await asyncio.to_thread(_vllm, config, chosen, policy, weights, counters, warn, times, part)
+    async with made as generator:
         yield generator
 
 
@@ -91,6 +94,7 @@ def _vllm(
     counters: Counter[str],
     warn: Callable[[str], None],
     times: TimeAccount,
+    part: Part,
 ) -> AbstractAsyncContextManager[Generator]:
     """In a thread: vLLM takes seconds to import, and need not be installed where it is not wanted."""
     assert isinstance(chosen.config, VllmEngine)
@@ -99,5 +103,5 @@ def _vllm(
     from node.engine.vllm.opening import vllm_generator
 
     return vllm_generator(
-        config, chosen.config, chosen.max_length, chosen.probe, policy, weights, counters, warn, times
+        config, chosen.config, chosen.max_length, chosen.probe, policy, weights, counters, warn, part, times
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, TypeVar
@@ -16,6 +15,7 @@ import torch
 from node.algorithms import AdvantageConfig, GuidanceConfig
 from node.engine.base import StepReport, TextCodec, Weights
 from node.engine.optimizer_state import optimizer_tensors, restore_optimizer
+from node.engine.thread import WorkThread
 from node.engine.updates import Rules, Share, Updated, Updates
 from node.experience import Experience
 from node.rl.lessons import Lesson
@@ -56,6 +56,11 @@ class Learner(Protocol):
         """Puts what `optimizer_tensors` gave back. Raises CheckpointError."""
         ...
 
+    def settle(self) -> bool:
+        """After a step that failed: drops what it left behind. False if it had begun to change the weights, which are
+        then of no version until they are replaced."""
+        ...
+
     def replace(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Takes over what `tensors` gave at another time."""
         ...
@@ -87,6 +92,9 @@ class OneDevice:
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
         restore_optimizer(self.updates.optimizer, list(self.updates.trained), tensors)
+
+    def settle(self) -> bool:
+        return self.updates.settle()
 
     def replace(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self.updates.replace(tensors)
@@ -135,7 +143,7 @@ class PolicyTrainer:
         self._sampling_dtype = sampling_dtype
         self._probe = probe
         self._version = version
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="trainer")
+        self._thread = WorkThread("trainer")
         self.lr_scale = 1.0
         """What the configured learning rate is multiplied by."""
 
@@ -147,7 +155,7 @@ class PolicyTrainer:
         try:
             await self.call(self._learner.open)
         except BaseException:
-            self._thread.shutdown(wait=True)
+            await self._thread.close()
             raise
         return self
 
@@ -157,7 +165,7 @@ class PolicyTrainer:
         try:
             await self.call(self._learner.close)
         finally:
-            self._thread.shutdown(wait=True)  # a step cannot be cut short; it is seconds at most
+            await self._thread.close()
 
     async def prepare(self, batch: Sequence[Experience], version: PolicyVersion) -> PreparedStep:
         """Of a step that `version` will be the policy's before; in a thread of its own, beside the step under way."""
@@ -179,6 +187,15 @@ class PolicyTrainer:
         """Puts the optimiser's state of a `snapshot` back. Raises CheckpointError when it is another policy's."""
         await self.call(lambda: self._learner.restore(optimizer))
 
+    @property
+    def busy_s(self) -> float:
+        """Seconds that the step, or whatever else is under way, has taken so far."""
+        return self._thread.busy_s
+
+    async def settle(self) -> bool:
+        """As `Learner.settle`."""
+        return await self.call(self._learner.settle)
+
     async def replace(self, weights: Mapping[str, torch.Tensor], optimizer: Mapping[str, torch.Tensor]) -> None:
         """Goes on with what a `snapshot` gave at another time, as another version: a generator takes no older one.
         Raises CheckpointError when it is another policy's."""
@@ -192,7 +209,7 @@ class PolicyTrainer:
 
     async def call(self, function: Callable[[], T]) -> T:
         """Runs `function` between two steps, in the trainer's thread; for whoever must see the weights at rest."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+        return await self._thread.call(function)
 
     def _weights(self) -> Weights:
         probed = None if self._probe is None else self._learner.probed(self._probe)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
@@ -22,6 +21,8 @@ from node.config import TransformersEngine
 from node.engine.base import FAILED, Completion, TextCodec, Weights
 from node.engine.sampling import SampledRow, sample
 from node.engine.stop import end_at_stop
+from node.engine.thread import WorkThread
+from node.supervision import Part, unsupervised
 from swarm.types import FinishReason, PolicyVersion, SamplingParams, VersionSpan
 
 #: Requests that may wait; who comes later waits for a place.
@@ -39,7 +40,8 @@ class _Request:
 class TransformersGenerator:
     """`Generator` over `model`, which belongs to it from now on: the learner has its own copy.
 
-    An asynchronous context manager. An error in the engine is raised to everybody who waits for that batch.
+    An asynchronous context manager. A batch that the engine fails on comes back as FAILED, and the engine goes on after
+    a pause, with the newest weights; what `part` gives up with is raised to everybody who asks.
     """
 
     def __init__(
@@ -49,7 +51,9 @@ class TransformersGenerator:
         config: TransformersEngine,
         version: PolicyVersion,
         rng: torch.Generator,
+        part: Part | None = None,
     ) -> None:
+        """`part`: what is done about errors; by default the first one is the last."""
         self._model = model.eval().requires_grad_(False)
         self._codec = codec
         self._config = config
@@ -58,7 +62,9 @@ class TransformersGenerator:
         self._requests: asyncio.Queue[_Request] = asyncio.Queue(MAX_WAITING)
         self._carried: _Request | None = None  # did not fit into the last batch
         self._newest: Weights | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="generator")
+        self._part = unsupervised("engine") if part is None else part
+        self._failure: Exception | None = None
+        self._thread = WorkThread("generator")
         self._batcher: asyncio.Task[None] | None = None
 
     @property
@@ -85,15 +91,19 @@ class TransformersGenerator:
         assert self._batcher is not None
         self._batcher.cancel()
         await asyncio.gather(self._batcher, return_exceptions=True)
-        self._thread.shutdown(wait=True)
+        await self._thread.close()
         while (request := self._take_waiting()) is not None:
             request.done.cancel()
 
     async def sample(self, prompt: np.ndarray, n: int, params: SamplingParams) -> list[Completion]:
         if len(prompt) + params.max_new_tokens > self.max_length:
             return [FAILED] * n
+        if self._failure is not None:
+            raise self._failure
         done: asyncio.Future[list[Completion]] = asyncio.get_running_loop().create_future()
         await self._requests.put(_Request(prompt=prompt, n=n, params=params, done=done))
+        if self._failure is not None:  # while it waited for a place
+            raise self._failure
         return await done
 
     async def load(self, weights: Weights) -> None:
@@ -105,23 +115,43 @@ class TransformersGenerator:
         return nullcontext()
 
     def gauges(self) -> Mapping[str, float]:
-        return {"engine_waiting": float(self._requests.qsize() + (self._carried is not None))}
+        waiting = float(self._requests.qsize() + (self._carried is not None))
+        return {"engine_waiting": waiting, "engine_busy_s": self._thread.busy_s}
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            batch = await self._collect()
-            weights, self._newest = self._newest, None
-            try:
-                results = await loop.run_in_executor(self._thread, self._sample, batch, weights)
-            except Exception as error:  # noqa: BLE001 - handed to those who asked; the next batch is tried
-                for request in batch:
-                    if not request.done.done():
-                        request.done.set_exception(error)
-                continue
-            for request, completions in zip(batch, results, strict=True):
-                if not request.done.done():  # it may have been cancelled meanwhile
-                    request.done.set_result(completions)
+        """Batch after batch, until it is cancelled or the engine is given up: whoever asks is then told why."""
+        try:
+            while True:
+                await self._one_batch(await self._collect())
+        except Exception as error:  # noqa: BLE001 - raised to everybody who asks
+            self._failure = error
+            while (request := self._take_waiting()) is not None:
+                request.done.set_exception(error)
+
+    async def _one_batch(self, batch: Sequence[_Request]) -> None:
+        """Raises what the engine is given up with."""
+        weights, self._newest = self._newest, None
+        try:
+            results = await self._thread.call(lambda: self._sample(batch, weights))
+        except Exception as error:  # noqa: BLE001 - handed to who decides
+            self._newest = self._newest or weights  # they may have been taken over by half
+            await self._failed(batch, error)
+            return
+        self._part.up()
+        for request, completions in zip(batch, results, strict=True):
+            _give(request, completions)
+
+    async def _failed(self, batch: Sequence[_Request], error: Exception) -> None:
+        try:
+            pause_s = self._part.failed(error)
+        except Exception as final:
+            for request in batch:
+                if not request.done.done():
+                    request.done.set_exception(final)
+            raise
+        for request in batch:  # not again: it may be what the engine fails on
+            _give(request, [FAILED] * request.n)
+        await asyncio.sleep(pause_s)
 
     async def _collect(self) -> list[_Request]:
         """Requests of equal sampling parameters, at least one, at most `batch_size` sequences together."""
@@ -182,3 +212,8 @@ class TransformersGenerator:
             versions=(VersionSpan(version=self._version, length=length),),
             finish=finish,
         )
+
+
+def _give(request: _Request, completions: list[Completion]) -> None:
+    if not request.done.done():  # it may have been cancelled meanwhile
+        request.done.set_result(completions)

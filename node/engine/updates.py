@@ -104,6 +104,7 @@ class Updates:
         self._gate = ForeignGate(rules.foreign_gate)
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         """By name; tied ones once."""
+        self._halfway = False  # in an update that has begun to change the weights
         learner = rules.learner
         self._recomputed = Recomputed(model) if learner.recompute_activations else None
         if learner.compile:
@@ -137,9 +138,11 @@ class Updates:
             set_learning_rate(self.optimizer, lr)
             metrics |= {"grad_norm": norm, "lr": lr}
             if math.isfinite(norm) and math.isfinite(metrics["loss"]):
+                self._halfway = True
                 self._optimize()
                 changed = True
             self._forget()
+        self._halfway = False
         metrics |= self._gate.close(self._team.all) | {"skipped_update": float(not changed)}
         metrics["tokens_per_micro_batch"] = float(self._budget.tokens)
         taught = lessons(batch.micro_batches, share.scale) if changed else {}
@@ -153,6 +156,7 @@ class Updates:
                 parameter.copy_(tensors[name])
         if self._masters is not None:
             self._masters.give_weights()
+        self._halfway = False
 
     def _culprits(self, share: Share) -> frozenset[PeerId]:
         """Of a step that came to nothing. Costs about another one. Where several devices share a step, nobody is
@@ -183,6 +187,11 @@ class Updates:
         self._masters.take_gradients()
         self.optimizer.step()
         self._masters.give_weights()
+
+    def settle(self) -> bool:
+        """Drops a failed update's gradients. False if it had begun to change the weights."""
+        self._forget()
+        return not self._halfway
 
     def probed(self, probe: np.ndarray) -> np.ndarray:
         """float32 [P - 1]: log-probability of `probe` (int32 [P]) after its first token, at temperature 1."""

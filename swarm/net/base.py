@@ -99,6 +99,10 @@ class Exchange(Protocol):
         """What the followed peers' logs hold, as it comes. Never ends, never raises for a peer's sake."""
         ...
 
+    def refresh(self) -> None:
+        """What is known of peers may be old, and what they know of us (the machine slept): looks and tells at once."""
+        ...
+
     def blame(self, peer: PeerId, verdict: Verdict) -> None:
         """A group that `peer` handed over was refused; what follows (back-off, strikes) is the exchange's affair."""
         ...

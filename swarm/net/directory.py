@@ -17,7 +17,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from swarm.errors import NetworkError, SwarmError
 from swarm.membership import Membership
@@ -64,6 +64,10 @@ class Participant:
     """Unix seconds."""
     max_skew_s: float = MAX_SKEW_S
     """How far a peer's clock may be from ours."""
+    warn: Callable[[str], None] = lambda text: None
+    """Told what an operator should know."""
+    outdated: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set to read at once."""
 
 
 class Directory:
@@ -72,7 +76,6 @@ class Directory:
     def __init__(self, stack: Stack, dht: DHT, rules: RecordRules, member: Participant) -> None:
         self._stack, self._dht, self._rules, self._member = stack, dht, rules, member
         self._size = SwarmSize(MEMORY_HEARTBEATS * member.heartbeat_s, asyncio.get_running_loop().time)
-        self._read_now = asyncio.Event()
         self._doubted_clock = False
 
     @property
@@ -119,13 +122,13 @@ class Directory:
     async def _read(self) -> None:
         member = self._member
         while True:
-            self._read_now.clear()
+            member.outdated.clear()
             if await self._read_shards() and self._size.unseen is not None:
                 continue
             pause = member.heartbeat_s / 2
             if not member.table.alive():
                 pause = min(pause, FAST_READ_S)
-            await _either(self._read_now, pause * member.rng.uniform(0.8, 1.2))
+            await _either(member.outdated, pause * member.rng.uniform(0.8, 1.2))
 
     async def _read_shards(self) -> bool:
         """Whether anybody answered."""
@@ -152,12 +155,12 @@ class Directory:
         doubted = abs(offset) > self._member.max_skew_s + HEARTBEATS * self._member.heartbeat_s
         if doubted and not self._doubted_clock:
             direction = "ahead of" if offset > 0 else "behind"
-            logger.warning(
-                "the clocks of most peers are %.0f s %s ours: they and we do not believe each other until this "
-                "machine's clock, or theirs, is set",
-                abs(offset),
-                direction,
+            text = (
+                f"the clocks of most peers are {abs(offset):.0f} s {direction} ours: they and we do not believe each"
+                " other until this machine's clock, or theirs, is set"
             )
+            logger.warning(text)
+            self._member.warn(text)
         self._doubted_clock = doubted
 
     async def _meet(self) -> None:
@@ -172,7 +175,7 @@ class Directory:
             if met and alone:
                 logger.info("reached %d of %d known addresses", met, len(known))
                 member.renewed.set()
-                self._read_now.set()
+                member.outdated.set()
             if self._dht.routes:
                 delay = LAST_RETRY_S
             elif alone:

@@ -43,7 +43,7 @@ from swarm.net.settings import P2PSettings
 from swarm.net.stack import Stack, open_stack
 from swarm.net.standing import Standing
 from swarm.net.streams import PULL, Publisher
-from swarm.net.upkeep import keep_up
+from swarm.net.upkeep import Patience, Watcher, keep_up
 from swarm.types import Announcement, CellValue, GroupId, PeerId, Reason, SignedGroup, Verdict
 from swarm.wire.identity import Identity
 
@@ -79,15 +79,21 @@ class P2PExchange:
         worth: Callable[[], Sequence[CellValue]] = tuple,
         standing: Standing | None = None,
         rng: random.Random | None = None,
+        wall_clock: Callable[[], float] = time.time,
+        watcher: Watcher | None = None,
+        warn: Callable[[str], None] = lambda text: None,
     ) -> None:
         """`known`: whether we have a group already, so that no relay needs to send it; None if nothing is kept.
         `appetite`: groups per second that the node has a use for, asked again and again; None for as many as the
         settings allow. `worth`: our own values, which peers' announcements are compared with. `standing`: what peers
-        have earned; a new one if None."""
+        have earned; a new one if None. `wall_clock`: unix seconds. `watcher`: says after which failures another stack
+        is opened, and when; None for those of the network, for ever. `warn`: what an operator should know."""
         settings.check_addresses()
         self._settings, self._identity, self._identity_path = settings, identity, identity_path
         self._log, self._cursors = log, cursors
         self._rng = random.Random() if rng is None else rng
+        self._wall_clock = wall_clock
+        self._watcher = Patience(self._rng) if watcher is None else watcher
         self._book = AddressBook(peers_file)
         self._table = PeerTable(identity.peer_id, settings.heartbeat_s, time.monotonic, self._rng)
         self._uses = Uses(time.monotonic)
@@ -105,7 +111,7 @@ class P2PExchange:
             max_clock_skew_s=limits.max_clock_skew_s,
         )
         shelf = Shelf(rules, settings.relay_groups_per_s, time.monotonic())
-        self._relay = Relay(membership, shelf, upload, time.monotonic, time.time, packing=packing)
+        self._relay = Relay(membership, shelf, upload, time.monotonic, wall_clock, packing=packing)
         self._relay_reader = RelayReader(
             me=identity.peer_id,
             membership=membership,
@@ -114,7 +120,7 @@ class P2PExchange:
             meter=self._download,
             known=known or _nothing_known,
             clock=time.monotonic,
-            wall=time.time,
+            wall=wall_clock,
             deflate=settings.compression,
         )
         self._following = Following(
@@ -143,8 +149,9 @@ class P2PExchange:
             book=self._book,
             announcement=self._current,
             renewed=asyncio.Event(),
+            warn=warn,
             rng=self._rng,
-            clock=time.time,
+            clock=wall_clock,
             max_skew_s=limits.max_clock_skew_s,
         )
         self._stack: Stack | None = None
@@ -234,6 +241,10 @@ class P2PExchange:
             if pulled.position is not None:
                 self._cursors.set_cursor(pulled.received.sender, *pulled.position)
 
+    def refresh(self) -> None:
+        self._participant.renewed.set()
+        self._participant.outdated.set()
+
     def blame(self, peer: PeerId, verdict: Verdict) -> None:
         if verdict.reason is Reason.BAD_SIGNATURE:
             self._relay_reader.refused(peer)
@@ -265,7 +276,7 @@ class P2PExchange:
         def broke(why: str) -> None:
             self._why = why
 
-        await keep_up(self._live, broke, self._rng)
+        await keep_up(self._live, broke, self._watcher)
 
     async def _live(self) -> None:
         """One stack's life. Ends with NetworkError (in a group)."""
@@ -277,9 +288,10 @@ class P2PExchange:
                 await stack.serve(PULL, self._publisher.serve)
                 if self._settings.relay_groups:
                     await stack.serve(RELAY, self._relay.serve)
-                await stack.serve(REACH, DialBack(stack, time.time, time.monotonic).serve)
+                await stack.serve(REACH, DialBack(stack, self._wall_clock, time.monotonic).serve)
                 self._stack = stack
                 self._up.set()
+                self._watcher.up()
                 async with asyncio.TaskGroup() as group:
                     group.create_task(stack.watch())
                     group.create_task(directory.run())

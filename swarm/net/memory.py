@@ -141,6 +141,9 @@ class MemoryExchange:
     def addresses(self) -> tuple[str, ...]:
         return ()
 
+    def refresh(self) -> None:
+        """Nothing gets old here."""
+
     def peers(self) -> Sequence[PeerInfo]:
         return [
             PeerInfo(

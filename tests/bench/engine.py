@@ -47,6 +47,7 @@ from node.rl.sampler import TaskSampler
 from node.rl.tracker import ValueTracker
 from node.seed.tokenizer import make_tokenizer
 from node.settings import task_specs
+from node.supervision import Part
 from swarm.membership import Membership
 from swarm.tasks.judge import ProcessJudge
 from swarm.types import PolicyVersion
@@ -215,8 +216,9 @@ async def opened(config: NodeConfig) -> AsyncIterator[Bench]:
         await stack.enter_async_context(trainer)
         judge = await stack.enter_async_context(ProcessJudge(task_specs(config), timeout_s=config.score_timeout_s))
         weights = await trainer.weights()
+        part = Part("engine", config.supervision)
         generator = vllm_generator(
-            config, chosen.config, chosen.max_length, chosen.probe, policy, weights, ledger.counters, ledger.warn
+            config, chosen.config, chosen.max_length, chosen.probe, policy, weights, ledger.counters, ledger.warn, part
         )
         await stack.enter_async_context(generator)
         made = producer(config, policy, judge, generator, ledger)

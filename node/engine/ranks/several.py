@@ -63,6 +63,10 @@ class SeveralDevices:
         self._begin_anew_if_lost()
         self._load(tensors)
 
+    def settle(self) -> bool:
+        """What the ranks hold after a failure, if there are any left, is not known."""
+        return False
+
     def close(self) -> None:
         if self._processes is not None:
             processes, self._processes = self._processes, None

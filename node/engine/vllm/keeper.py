@@ -11,12 +11,11 @@ weights that it was sampled with proved right.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Never, TypeVar
 
 import numpy as np
 import torch
@@ -28,18 +27,15 @@ from node.engine.parity import LAYER_TOLERANCE, TOLERANCE, deviation, differing_
 from node.engine.uninterrupted import to_its_end
 from node.engine.vllm.handoff import HandOff, Lease
 from node.engine.vllm.process import Engine, EngineLost
+from node.supervision import Part
 from node.time_account import LEARNER, RESTART, TimeAccount
 from swarm.errors import EngineError
 from swarm.types import PolicyVersion
 
 T = TypeVar("T")
 
-log = logging.getLogger(__name__)
-
 TICK_S = 0.5
 """How often the engine is looked at."""
-RESTART_DELAY_S = 1.0
-"""Before an engine is started in another's place: whoever stops the node may have stopped the engine first."""
 
 
 class _Handover(NamedTuple):
@@ -62,9 +58,10 @@ class EngineKeeper:
         counters: Counter[str],
         warn: Callable[[str], None],
         times: TimeAccount,
+        part: Part,
     ) -> None:
         """`start` makes the nth engine (from 0), in a thread. `probe`: int32 [P], see `node.engine.parity`. `weights`
-        are the first ones."""
+        are the first ones. `part` says when an engine that was lost is replaced."""
         self._start = start
         self._hand_off = hand_off
         self._config = config
@@ -75,6 +72,7 @@ class EngineKeeper:
         self._counters = counters
         self._warn = warn
         self._times = times
+        self._part = part
         self._engine: Engine | None = None  # that requests may use
         self._up = asyncio.Event()  # there is one, or a failure
         self._failure: Exception | None = None
@@ -86,7 +84,6 @@ class EngineKeeper:
         self._requests = 0
         self._active_since = 0.0  # when there was last a reason for no token to come
         self._was_up = False
-        self._lost_in_a_row = 0
         self._gauges = {"engine_pause_ms": 0.0, "engine_deviation": 0.0, "engine_version": float(weights.version)}
 
     # For requests -----------------------------------------------------------------------------------------------------
@@ -174,10 +171,9 @@ class EngineKeeper:
         number = 0
         try:
             while True:
-                await self._one_engine(number)
+                # Whoever stops the node may have stopped the engine first: a pause, and then another one.
+                await asyncio.sleep(await self._one_engine(number))
                 number += 1
-                self._counters["engine_restarts"] += 1
-                await asyncio.sleep(RESTART_DELAY_S)
         except Exception as error:  # noqa: BLE001 - raised to everybody who asks for an engine
             self._failure = error
         except asyncio.CancelledError:
@@ -188,8 +184,9 @@ class EngineKeeper:
             self._given.set()
             self._hand_off.close()
 
-    async def _one_engine(self, number: int) -> None:
-        """From its start until it is lost. Raises EngineError when there is no point in another one."""
+    async def _one_engine(self, number: int) -> float:
+        """From its start until it is lost; then, how long to wait before the next. Raises EngineError or CrashLoop when
+        there is no point in another one."""
         self._loss = None
         starting = ExitStack()
         starting.enter_context(self._times.during(RESTART))
@@ -210,7 +207,9 @@ class EngineKeeper:
                 finally:
                     engine.dismiss()
         except EngineLost as error:
-            self._count_loss(error)
+            if not self._was_up:  # it never will be
+                raise EngineError(str(error)) from error
+            return self._part.failed(error)
         finally:
             starting.close()
 
@@ -225,26 +224,10 @@ class EngineKeeper:
                 await asyncio.to_thread(starting.result().kill)
             raise
 
-    def _count_loss(self, error: EngineLost) -> None:
-        """Raises EngineError when there is no point in another engine: one that was never up never will be."""
-        if not self._was_up:
-            raise EngineError(str(error)) from error
-        self._lost_in_a_row += 1
-        if self._lost_in_a_row > self._config.restarts:
-            raise EngineError(
-                f"vLLM was lost {self._lost_in_a_row} times without a token in between"
-                f" (engine.restarts = {self._config.restarts}): {error}"
-            ) from error
-        self._warn(f"vLLM is started again: {error}")
-        log.warning("vLLM is started again: %s", error)
-
-    async def _serve(self, engine: Engine, given: Weights) -> None:
+    async def _serve(self, engine: Engine, given: Weights) -> Never:
         """Hands over whatever is newer than `given`, until the engine is lost."""
-        tokens = engine.pulse.tokens
         while True:
             self._examine(engine)
-            if engine.pulse.tokens > tokens:
-                self._lost_in_a_row = 0
             if self._newest is not given and await self._has_room():
                 given = await self._give(engine)
             if self._newest is given:
@@ -347,6 +330,7 @@ class EngineKeeper:
 
     def _open_to_requests(self, engine: Engine) -> None:
         self._engine, self._was_up = engine, True
+        self._part.up()
         self._up.set()
 
     def _close_to_requests(self) -> None:

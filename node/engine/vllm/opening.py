@@ -24,6 +24,7 @@ from node.engine.vllm.handoff import Adapters, AllWeights, HandOff
 from node.engine.vllm.keeper import EngineKeeper
 from node.engine.vllm.process import Engine, EngineSpec
 from node.engine.vllm.transport import CudaIpcTransport, MemoryTransport, Transport
+from node.supervision import Part
 from node.time_account import GENERATORS, TimeAccount
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ def vllm_generator(
     weights: Weights,
     counters: Counter[str],
     warn: Callable[[str], None],
+    part: Part,
     times: TimeAccount | None = None,
 ) -> VllmGenerator:
     """Not started yet; see `node.engine.opening`. Raises EngineError when it does not fit into memory."""
@@ -72,6 +74,7 @@ def vllm_generator(
         counters=counters,
         warn=warn,
         times=times,
+        part=part,
     )
     return VllmGenerator(
         keeper,

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13swarm/v1/node.proto\x12\x08swarm.v1\"\x12\n\x10GetStatusRequest\"(\n\x12WatchStatusRequest\x12\x12\n\ninterval_s\x18\x01 \x01(\x01\"\x12\n\x10ListPeersRequest\"2\n\x11ListPeersResponse\x12\x1d\n\x05peers\x18\x01 \x03(\x0b\x32\x0e.swarm.v1.Peer\"$\n\x13ListVerdictsRequest\x12\r\n\x05limit\x18\x01 \x01(\r\"A\n\x14ListVerdictsResponse\x12)\n\x08verdicts\x18\x01 \x03(\x0b\x32\x17.swarm.v1.VerdictRecord\"\x0e\n\x0cPauseRequest\"\x0f\n\rPauseResponse\"\x0f\n\rResumeRequest\"\x10\n\x0eResumeResponse\"\x13\n\x11\x43heckpointRequest\"0\n\x12\x43heckpointResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\"\r\n\x0bStopRequest\"\x0e\n\x0cStopResponse\"\xf5\x08\n\nNodeStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04peer\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\"\n\x05state\x18\x04 \x01(\x0e\x32\x13.swarm.v1.NodeState\x12\x10\n\x08uptime_s\x18\x05 \x01(\x01\x12\x16\n\x0epolicy_version\x18\x06 \x01(\x04\x12\r\n\x05steps\x18\x07 \x01(\x04\x12\r\n\x05swarm\x18\x08 \x01(\t\x12\x11\n\taddresses\x18\t \x03(\t\x12\r\n\x05peers\x18\n \x01(\r\x12\x34\n\x08\x61\x64mitted\x18\x0b \x03(\x0b\x32\".swarm.v1.NodeStatus.AdmittedEntry\x12\x32\n\x07refused\x18\x0c \x03(\x0b\x32!.swarm.v1.NodeStatus.RefusedEntry\x12\x34\n\x08\x63ounters\x18\r \x03(\x0b\x32\".swarm.v1.NodeStatus.CountersEntry\x12\x32\n\x07metrics\x18\x0e \x03(\x0b\x32!.swarm.v1.NodeStatus.MetricsEntry\x12\x33\n\x08held_out\x18\x0f \x03(\x0b\x32!.swarm.v1.NodeStatus.HeldOutEntry\x12\x15\n\rheld_out_step\x18\x10 \x01(\x04\x12\x30\n\x06values\x18\x11 \x03(\x0b\x32 .swarm.v1.NodeStatus.ValuesEntry\x12\x0f\n\x07network\x18\x12 \x01(\t\x12\x10\n\x08warnings\x18\x13 \x03(\t\x12\x1f\n\x06\x61larms\x18\x14 \x03(\x0b\x32\x0f.swarm.v1.Alarm\x12\r\n\x05holds\x18\x16 \x03(\t\x12;\n\x0clearner_time\x18\x17 \x03(\x0b\x32%.swarm.v1.NodeStatus.LearnerTimeEntry\x12?\n\x0egenerator_time\x18\x18 \x03(\x0b\x32\'.swarm.v1.NodeStatus.GeneratorTimeEntry\x1a/\n\rAdmittedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a.\n\x0cHeldOutEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x32\n\x10LearnerTimeEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x34\n\x12GeneratorTimeEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"Y\n\x05\x41larm\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\x01\x12\x11\n\tthreshold\x18\x04 \x01(\x01\x12\x12\n\nsince_step\x18\x05 \x01(\x04\"\x87\x02\n\x04Peer\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\t\x12\x13\n\x0blast_seen_s\x18\x04 \x01(\x01\x12\x0c\n\x04head\x18\x05 \x01(\x04\x12\x0e\n\x06\x63ursor\x18\x06 \x01(\x04\x12\x10\n\x08\x61\x64mitted\x18\x07 \x01(\x04\x12,\n\x07refused\x18\x08 \x03(\x0b\x32\x1b.swarm.v1.Peer.RefusedEntry\x12\r\n\x05trust\x18\t \x01(\x01\x12\x0f\n\x07trusted\x18\n \x01(\x08\x12\r\n\x05\x62\x61n_s\x18\x0b \x01(\x01\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"]\n\rVerdictRecord\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\r\n\x05\x61ge_s\x18\x05 \x01(\x01*\x88\x01\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13NODE_STATE_STARTING\x10\x01\x12\x16\n\x12NODE_STATE_RUNNING\x10\x02\x12\x15\n\x11NODE_STATE_PAUSED\x10\x03\x12\x17\n\x13NODE_STATE_STOPPING\x10\x04\x32\x9b\x04\n\tSwarmNode\x12=\n\tGetStatus\x12\x1a.swarm.v1.GetStatusRequest\x1a\x14.swarm.v1.NodeStatus\x12\x43\n\x0bWatchStatus\x12\x1c.swarm.v1.WatchStatusRequest\x1a\x14.swarm.v1.NodeStatus0\x01\x12\x44\n\tListPeers\x12\x1a.swarm.v1.ListPeersRequest\x1a\x1b.swarm.v1.ListPeersResponse\x12M\n\x0cListVerdicts\x12\x1d.swarm.v1.ListVerdictsRequest\x1a\x1e.swarm.v1.ListVerdictsResponse\x12\x38\n\x05Pause\x12\x16.swarm.v1.PauseRequest\x1a\x17.swarm.v1.PauseResponse\x12;\n\x06Resume\x12\x17.swarm.v1.ResumeRequest\x1a\x18.swarm.v1.ResumeResponse\x12G\n\nCheckpoint\x12\x1b.swarm.v1.CheckpointRequest\x1a\x1c.swarm.v1.CheckpointResponse\x12\x35\n\x04Stop\x12\x15.swarm.v1.StopRequest\x1a\x16.swarm.v1.StopResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13swarm/v1/node.proto\x12\x08swarm.v1\"\x12\n\x10GetStatusRequest\"(\n\x12WatchStatusRequest\x12\x12\n\ninterval_s\x18\x01 \x01(\x01\"\x12\n\x10ListPeersRequest\"2\n\x11ListPeersResponse\x12\x1d\n\x05peers\x18\x01 \x03(\x0b\x32\x0e.swarm.v1.Peer\"$\n\x13ListVerdictsRequest\x12\r\n\x05limit\x18\x01 \x01(\r\"A\n\x14ListVerdictsResponse\x12)\n\x08verdicts\x18\x01 \x03(\x0b\x32\x17.swarm.v1.VerdictRecord\"\x0e\n\x0cPauseRequest\"\x0f\n\rPauseResponse\"\x0f\n\rResumeRequest\"\x10\n\x0eResumeResponse\"\x13\n\x11\x43heckpointRequest\"0\n\x12\x43heckpointResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\"\r\n\x0bStopRequest\"\x0e\n\x0cStopResponse\"\x94\t\n\nNodeStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04peer\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\"\n\x05state\x18\x04 \x01(\x0e\x32\x13.swarm.v1.NodeState\x12\x10\n\x08uptime_s\x18\x05 \x01(\x01\x12\x16\n\x0epolicy_version\x18\x06 \x01(\x04\x12\r\n\x05steps\x18\x07 \x01(\x04\x12\r\n\x05swarm\x18\x08 \x01(\t\x12\x11\n\taddresses\x18\t \x03(\t\x12\r\n\x05peers\x18\n \x01(\r\x12\x34\n\x08\x61\x64mitted\x18\x0b \x03(\x0b\x32\".swarm.v1.NodeStatus.AdmittedEntry\x12\x32\n\x07refused\x18\x0c \x03(\x0b\x32!.swarm.v1.NodeStatus.RefusedEntry\x12\x34\n\x08\x63ounters\x18\r \x03(\x0b\x32\".swarm.v1.NodeStatus.CountersEntry\x12\x32\n\x07metrics\x18\x0e \x03(\x0b\x32!.swarm.v1.NodeStatus.MetricsEntry\x12\x33\n\x08held_out\x18\x0f \x03(\x0b\x32!.swarm.v1.NodeStatus.HeldOutEntry\x12\x15\n\rheld_out_step\x18\x10 \x01(\x04\x12\x30\n\x06values\x18\x11 \x03(\x0b\x32 .swarm.v1.NodeStatus.ValuesEntry\x12\x0f\n\x07network\x18\x12 \x01(\t\x12\x10\n\x08warnings\x18\x13 \x03(\t\x12\x1f\n\x06\x61larms\x18\x14 \x03(\x0b\x32\x0f.swarm.v1.Alarm\x12\x1d\n\x05parts\x18\x15 \x03(\x0b\x32\x0e.swarm.v1.Part\x12\r\n\x05holds\x18\x16 \x03(\t\x12;\n\x0clearner_time\x18\x17 \x03(\x0b\x32%.swarm.v1.NodeStatus.LearnerTimeEntry\x12?\n\x0egenerator_time\x18\x18 \x03(\x0b\x32\'.swarm.v1.NodeStatus.GeneratorTimeEntry\x1a/\n\rAdmittedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a.\n\x0cHeldOutEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x32\n\x10LearnerTimeEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x34\n\x12GeneratorTimeEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x92\x01\n\x04Part\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x10\n\x08restarts\x18\x03 \x01(\x04\x12\x17\n\x0frecent_failures\x18\x04 \x01(\r\x12\x18\n\x10\x61llowed_failures\x18\x05 \x01(\r\x12\x12\n\nlast_error\x18\x06 \x01(\t\x12\x14\n\x0clast_error_s\x18\x07 \x01(\x01\"Y\n\x05\x41larm\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\x01\x12\x11\n\tthreshold\x18\x04 \x01(\x01\x12\x12\n\nsince_step\x18\x05 \x01(\x04\"\x87\x02\n\x04Peer\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\t\x12\x13\n\x0blast_seen_s\x18\x04 \x01(\x01\x12\x0c\n\x04head\x18\x05 \x01(\x04\x12\x0e\n\x06\x63ursor\x18\x06 \x01(\x04\x12\x10\n\x08\x61\x64mitted\x18\x07 \x01(\x04\x12,\n\x07refused\x18\x08 \x03(\x0b\x32\x1b.swarm.v1.Peer.RefusedEntry\x12\r\n\x05trust\x18\t \x01(\x01\x12\x0f\n\x07trusted\x18\n \x01(\x08\x12\r\n\x05\x62\x61n_s\x18\x0b \x01(\x01\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"]\n\rVerdictRecord\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\r\n\x05\x61ge_s\x18\x05 \x01(\x01*\x88\x01\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13NODE_STATE_STARTING\x10\x01\x12\x16\n\x12NODE_STATE_RUNNING\x10\x02\x12\x15\n\x11NODE_STATE_PAUSED\x10\x03\x12\x17\n\x13NODE_STATE_STOPPING\x10\x04\x32\x9b\x04\n\tSwarmNode\x12=\n\tGetStatus\x12\x1a.swarm.v1.GetStatusRequest\x1a\x14.swarm.v1.NodeStatus\x12\x43\n\x0bWatchStatus\x12\x1c.swarm.v1.WatchStatusRequest\x1a\x14.swarm.v1.NodeStatus0\x01\x12\x44\n\tListPeers\x12\x1a.swarm.v1.ListPeersRequest\x1a\x1b.swarm.v1.ListPeersResponse\x12M\n\x0cListVerdicts\x12\x1d.swarm.v1.ListVerdictsRequest\x1a\x1e.swarm.v1.ListVerdictsResponse\x12\x38\n\x05Pause\x12\x16.swarm.v1.PauseRequest\x1a\x17.swarm.v1.PauseResponse\x12;\n\x06Resume\x12\x17.swarm.v1.ResumeRequest\x1a\x18.swarm.v1.ResumeResponse\x12G\n\nCheckpoint\x12\x1b.swarm.v1.CheckpointRequest\x1a\x1c.swarm.v1.CheckpointResponse\x12\x35\n\x04Stop\x12\x15.swarm.v1.StopRequest\x1a\x16.swarm.v1.StopResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,8 +49,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NODESTATUS_GENERATORTIMEENTRY']._serialized_options = b'8\001'
   _globals['_PEER_REFUSEDENTRY']._loaded_options = None
   _globals['_PEER_REFUSEDENTRY']._serialized_options = b'8\001'
-  _globals['_NODESTATE']._serialized_start=2039
-  _globals['_NODESTATE']._serialized_end=2175
+  _globals['_NODESTATE']._serialized_start=2219
+  _globals['_NODESTATE']._serialized_end=2355
   _globals['_GETSTATUSREQUEST']._serialized_start=33
   _globals['_GETSTATUSREQUEST']._serialized_end=51
   _globals['_WATCHSTATUSREQUEST']._serialized_start=53
@@ -80,31 +80,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STOPRESPONSE']._serialized_start=426
   _globals['_STOPRESPONSE']._serialized_end=440
   _globals['_NODESTATUS']._serialized_start=443
-  _globals['_NODESTATUS']._serialized_end=1584
-  _globals['_NODESTATUS_ADMITTEDENTRY']._serialized_start=1191
-  _globals['_NODESTATUS_ADMITTEDENTRY']._serialized_end=1238
-  _globals['_NODESTATUS_REFUSEDENTRY']._serialized_start=1240
-  _globals['_NODESTATUS_REFUSEDENTRY']._serialized_end=1286
-  _globals['_NODESTATUS_COUNTERSENTRY']._serialized_start=1288
-  _globals['_NODESTATUS_COUNTERSENTRY']._serialized_end=1335
-  _globals['_NODESTATUS_METRICSENTRY']._serialized_start=1337
-  _globals['_NODESTATUS_METRICSENTRY']._serialized_end=1383
-  _globals['_NODESTATUS_HELDOUTENTRY']._serialized_start=1385
-  _globals['_NODESTATUS_HELDOUTENTRY']._serialized_end=1431
-  _globals['_NODESTATUS_VALUESENTRY']._serialized_start=1433
-  _globals['_NODESTATUS_VALUESENTRY']._serialized_end=1478
-  _globals['_NODESTATUS_LEARNERTIMEENTRY']._serialized_start=1480
-  _globals['_NODESTATUS_LEARNERTIMEENTRY']._serialized_end=1530
-  _globals['_NODESTATUS_GENERATORTIMEENTRY']._serialized_start=1532
-  _globals['_NODESTATUS_GENERATORTIMEENTRY']._serialized_end=1584
-  _globals['_ALARM']._serialized_start=1586
-  _globals['_ALARM']._serialized_end=1675
-  _globals['_PEER']._serialized_start=1678
-  _globals['_PEER']._serialized_end=1941
-  _globals['_PEER_REFUSEDENTRY']._serialized_start=1240
-  _globals['_PEER_REFUSEDENTRY']._serialized_end=1286
-  _globals['_VERDICTRECORD']._serialized_start=1943
-  _globals['_VERDICTRECORD']._serialized_end=2036
-  _globals['_SWARMNODE']._serialized_start=2178
-  _globals['_SWARMNODE']._serialized_end=2717
+  _globals['_NODESTATUS']._serialized_end=1615
+  _globals['_NODESTATUS_ADMITTEDENTRY']._serialized_start=1222
+  _globals['_NODESTATUS_ADMITTEDENTRY']._serialized_end=1269
+  _globals['_NODESTATUS_REFUSEDENTRY']._serialized_start=1271
+  _globals['_NODESTATUS_REFUSEDENTRY']._serialized_end=1317
+  _globals['_NODESTATUS_COUNTERSENTRY']._serialized_start=1319
+  _globals['_NODESTATUS_COUNTERSENTRY']._serialized_end=1366
+  _globals['_NODESTATUS_METRICSENTRY']._serialized_start=1368
+  _globals['_NODESTATUS_METRICSENTRY']._serialized_end=1414
+  _globals['_NODESTATUS_HELDOUTENTRY']._serialized_start=1416
+  _globals['_NODESTATUS_HELDOUTENTRY']._serialized_end=1462
+  _globals['_NODESTATUS_VALUESENTRY']._serialized_start=1464
+  _globals['_NODESTATUS_VALUESENTRY']._serialized_end=1509
+  _globals['_NODESTATUS_LEARNERTIMEENTRY']._serialized_start=1511
+  _globals['_NODESTATUS_LEARNERTIMEENTRY']._serialized_end=1561
+  _globals['_NODESTATUS_GENERATORTIMEENTRY']._serialized_start=1563
+  _globals['_NODESTATUS_GENERATORTIMEENTRY']._serialized_end=1615
+  _globals['_PART']._serialized_start=1618
+  _globals['_PART']._serialized_end=1764
+  _globals['_ALARM']._serialized_start=1766
+  _globals['_ALARM']._serialized_end=1855
+  _globals['_PEER']._serialized_start=1858
+  _globals['_PEER']._serialized_end=2121
+  _globals['_PEER_REFUSEDENTRY']._serialized_start=1271
+  _globals['_PEER_REFUSEDENTRY']._serialized_end=1317
+  _globals['_VERDICTRECORD']._serialized_start=2123
+  _globals['_VERDICTRECORD']._serialized_end=2216
+  _globals['_SWARMNODE']._serialized_start=2358
+  _globals['_SWARMNODE']._serialized_end=2897
 # @@protoc_insertion_point(module_scope)

@@ -89,7 +89,7 @@ class StopResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("name", "peer", "version", "state", "uptime_s", "policy_version", "steps", "swarm", "addresses", "peers", "admitted", "refused", "counters", "metrics", "held_out", "held_out_step", "values", "network", "warnings", "alarms", "holds", "learner_time", "generator_time")
+    __slots__ = ("name", "peer", "version", "state", "uptime_s", "policy_version", "steps", "swarm", "addresses", "peers", "admitted", "refused", "counters", "metrics", "held_out", "held_out_step", "values", "network", "warnings", "alarms", "parts", "holds", "learner_time", "generator_time")
     class AdmittedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -166,6 +166,7 @@ class NodeStatus(_message.Message):
     NETWORK_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     ALARMS_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     HOLDS_FIELD_NUMBER: _ClassVar[int]
     LEARNER_TIME_FIELD_NUMBER: _ClassVar[int]
     GENERATOR_TIME_FIELD_NUMBER: _ClassVar[int]
@@ -189,10 +190,29 @@ class NodeStatus(_message.Message):
     network: str
     warnings: _containers.RepeatedScalarFieldContainer[str]
     alarms: _containers.RepeatedCompositeFieldContainer[Alarm]
+    parts: _containers.RepeatedCompositeFieldContainer[Part]
     holds: _containers.RepeatedScalarFieldContainer[str]
     learner_time: _containers.ScalarMap[str, float]
     generator_time: _containers.ScalarMap[str, float]
-    def __init__(self, name: _Optional[str] = ..., peer: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[_Union[NodeState, str]] = ..., uptime_s: _Optional[float] = ..., policy_version: _Optional[int] = ..., steps: _Optional[int] = ..., swarm: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., peers: _Optional[int] = ..., admitted: _Optional[_Mapping[str, int]] = ..., refused: _Optional[_Mapping[str, int]] = ..., counters: _Optional[_Mapping[str, int]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., held_out: _Optional[_Mapping[str, float]] = ..., held_out_step: _Optional[int] = ..., values: _Optional[_Mapping[str, float]] = ..., network: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., alarms: _Optional[_Iterable[_Union[Alarm, _Mapping]]] = ..., holds: _Optional[_Iterable[str]] = ..., learner_time: _Optional[_Mapping[str, float]] = ..., generator_time: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., peer: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[_Union[NodeState, str]] = ..., uptime_s: _Optional[float] = ..., policy_version: _Optional[int] = ..., steps: _Optional[int] = ..., swarm: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., peers: _Optional[int] = ..., admitted: _Optional[_Mapping[str, int]] = ..., refused: _Optional[_Mapping[str, int]] = ..., counters: _Optional[_Mapping[str, int]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., held_out: _Optional[_Mapping[str, float]] = ..., held_out_step: _Optional[int] = ..., values: _Optional[_Mapping[str, float]] = ..., network: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., alarms: _Optional[_Iterable[_Union[Alarm, _Mapping]]] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ..., holds: _Optional[_Iterable[str]] = ..., learner_time: _Optional[_Mapping[str, float]] = ..., generator_time: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class Part(_message.Message):
+    __slots__ = ("name", "state", "restarts", "recent_failures", "allowed_failures", "last_error", "last_error_s")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    RECENT_FAILURES_FIELD_NUMBER: _ClassVar[int]
+    ALLOWED_FAILURES_FIELD_NUMBER: _ClassVar[int]
+    LAST_ERROR_FIELD_NUMBER: _ClassVar[int]
+    LAST_ERROR_S_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    state: str
+    restarts: int
+    recent_failures: int
+    allowed_failures: int
+    last_error: str
+    last_error_s: float
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., restarts: _Optional[int] = ..., recent_failures: _Optional[int] = ..., allowed_failures: _Optional[int] = ..., last_error: _Optional[str] = ..., last_error_s: _Optional[float] = ...) -> None: ...
 
 class Alarm(_message.Message):
     __slots__ = ("name", "text", "value", "threshold", "since_step")
