@@ -35,6 +35,7 @@ async def produce(producer: Producer, journal: GroupJournal, pool: RolloutPool, 
     while True:
         judged = await producer.next_group(exchange.peers)
         await journal.append(judged.signed, judged.experience.scores, own=True)
+        exchange.made(judged.signed, judged.experience.use)
         with producer.times.generator.during(POOL_FULL):
             await pool.put_own(judged.experience)
 

@@ -238,6 +238,8 @@ class Announcement:
     """What the peer is worth; the first ones matter most. Empty if it does not say."""
     membership: bytes = b""
     """The peer's proof that it is in the swarm; empty in an open one."""
+    readers: int = 0
+    """Peers that read its log, as it says."""
 
 
 class ScoreStatus(StrEnum):

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from swarm.net import virtual_time
-from swarm.net.rates import MAX_PEERS, Meter, Rate, Shares, TokenBucket
+from swarm.net.rates import MAX_PEERS, PEER_GROUPS, RESERVE_GROUPS, Meter, Rate, Shares, TokenBucket
 from swarm.types import PeerId
 
 A, B, C = PeerId("a"), PeerId("b"), PeerId("c")
@@ -182,8 +182,9 @@ def test_what_is_relayed_has_a_reserve_and_the_rest_pays_for_it() -> None:
     for _ in range(20):
         line.ask(A, 1, 0, 0.0)
     assert served(line, 0.0) == [A, A]
-    line.ask(B, 1, 0, 0.0, relayed=True)
+    line.ask(B, RESERVE_GROUPS, 0, 0.0, relayed=True)
     assert served(line, 0.0) == [B], "it waits for nobody"
+    line.charge(B, 1 - RESERVE_GROUPS, 0, 0.0)
     line.ask(B, 1, 0, 0.0, relayed=True)
     assert served(line, 0.1) == [], "but a reserve ends"
     assert line.short
@@ -203,6 +204,33 @@ def test_what_a_peer_passes_on_does_not_wait_behind_its_log() -> None:
     assert ours.start == theirs.start
     granted = [ticket for second in range(1, 20) for ticket in line.granted(float(second))]
     assert granted.index(ours) < 3
+
+
+def test_a_slow_total_keeps_a_few_groups_in_reserve_and_one_peer_may_have_two_of_them() -> None:
+    line = shares(groups=0.4, peer_share=0.5)
+    peers = [PeerId(str(number)) for number in range(20)]
+    line.ask(A, 1, 0, 0.0)
+    line.ask(A, 1, 0, 0.0)
+    assert served(line, 0.0) == [A], "the total holds one"
+    assert line.log_waits(A)
+    assert not line.log_waits(B)
+    for peer in peers:
+        for _ in range(3):
+            line.ask(peer, 1, 0, 0.0, relayed=True)
+    granted = Counter(served(line, 0.0))
+    assert granted.total() == RESERVE_GROUPS
+    assert max(granted.values()) <= PEER_GROUPS
+    assert line.wait_s(0.0) == pytest.approx(1 / 0.2), "then a group of the reserve at a time"
+
+
+def test_what_cannot_be_served_holds_up_what_came_later_and_needs_less() -> None:
+    line = shares(groups=0.4)
+    line.ask(A, RESERVE_GROUPS, 0, 0.0, relayed=True)
+    assert served(line, 0.0) == [A]
+    line.ask(B, 2, 0, 0.0, relayed=True)
+    line.ask(C, 1, 0, 0.1, relayed=True)
+    assert served(line, 5.0) == []
+    assert served(line, 10.0) == [B]
 
 
 def test_who_gives_up_is_not_in_the_line() -> None:

@@ -24,6 +24,8 @@ from swarm.net.memory import MemoryLog
 from swarm.net.rates import Meter, Rate, Shares
 from swarm.net.relay import (
     ASK_S,
+    FIRST_OFFERS,
+    FIRST_S,
     HOLD_S,
     MAX_ASKED,
     MAX_CANDIDATES,
@@ -35,7 +37,7 @@ from swarm.net.relay import (
     Wishes,
 )
 from swarm.net.relay_reader import RelayReader
-from swarm.net.relaying import FIRST_OFFERS, Relay
+from swarm.net.relaying import Relay
 from swarm.net.settings import P2PSettings
 from swarm.types import GroupId, PeerId, SignedGroup
 from swarm.wire.codec import decode_group, seal
@@ -173,11 +175,54 @@ def test_where_there_is_more_than_anybody_can_take_only_what_is_outstanding_goes
 
 
 def test_where_all_are_alike_all_go_on() -> None:
-    groups = [made(index) for index in range(5)]
+    groups = [made(index) for index in range(20)]
     shelf = Shelf(RULES, 1000.0, 0.0)
     for signed in groups:
         shelf.add(received(signed), signed, 0.25, 0.0, NOW, short=True)
-    assert len(shelf.after(0, C, NOW)) == 5
+    assert [offer.id for offer in shelf.after(0, C, NOW)] == [signed.id for signed in groups[15:]]
+
+
+def test_who_has_seen_little_does_not_know_what_is_outstanding() -> None:
+    shelf = Shelf(replace(RULES, outstanding=1 / 4), 1000.0, 0.0)
+    groups = [made(index) for index in range(5)]
+    for signed, use in zip(groups, (0.1, 0.2, 0.9, 0.8, 0.85), strict=True):
+        shelf.add(received(signed), signed, use, 0.0, NOW, short=True)
+    assert [offer.id for offer in shelf.after(0, C, NOW)] == [groups[4].id], "the second best of five, by now"
+
+
+def test_the_best_of_our_own_are_offered_beside_the_log() -> None:
+    shelf = Shelf(replace(RULES, outstanding=1 / 4), 1000.0, 0.0)
+    ours = [made(index, author=identity(1)) for index in range(6)]
+    for signed, use in zip(ours, (0.1, 0.2, 0.1, 0.1, 0.9, 0.0), strict=True):
+        shelf.made(received(signed, sender=ME), signed, use, 0.0, NOW)
+    [offer] = shelf.after(0, C, NOW)
+    assert (offer.id, offer.origin, offer.hops) == (ours[4].id, ME, 1)
+    shelf.add(received(made(7)), made(7), 0.95, 0.0, NOW, short=True)
+    ninth = made(8, author=identity(1))
+    shelf.made(received(ninth, sender=ME), ninth, 0.5, 0.0, NOW)
+    assert shelf.head == 2, "peers' and ours are measured alike"
+
+
+def test_a_reader_that_comes_begins_with_what_is_new() -> None:
+    shelf = Shelf(RULES, 1000.0, 0.0)
+    assert shelf.start(0.0) == 0
+    for index in range(3):
+        signed = made(index)
+        shelf.add(received(signed), signed, 0.5, 20.0 * index, NOW)
+    assert [shelf.start(at) for at in (40.0, FIRST_S, FIRST_S + 1, FIRST_S + 21, FIRST_S + 41)] == [0, 0, 1, 2, 3]
+    for index in range(3, FIRST_OFFERS + 10):
+        signed = made(index)
+        shelf.add(received(signed), signed, 0.5, 50.0, NOW)
+    assert shelf.start(50.0) == 10
+
+
+def test_what_a_peer_made_itself_is_asked_for_only_if_its_log_has_to_wait() -> None:
+    wishes = Wishes(RULES, lambda peer: False)
+    own, other = replace(offer_of(made(0)), origin=B), offer_of(made(1))
+    for offer in (own, other):
+        wishes.offered(B, offer)
+    assert wishes.choose(B, 8, 0.0, NOW, log_waits=False) == [other]
+    assert wishes.choose(B, 8, 0.0, NOW, log_waits=True) == [other, own]
 
 
 def test_candidates_that_waited_too_long_are_not_passed_on() -> None:

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
-from swarm.net.peertable import MAX_PEERS
-from swarm.net.selection import HALF_LIFE_S, HYSTERESIS, PRIOR_GROUPS, TERM_S, Place, Uses, advantage, review
+from swarm.net.peertable import MAX_PEERS, PeerTable
+from swarm.net.selection import (
+    FIRST_TERM_S,
+    HALF_LIFE_S,
+    HYSTERESIS,
+    PRIOR_GROUPS,
+    TERM_S,
+    Place,
+    Seats,
+    Uses,
+    advantage,
+    review,
+)
+from swarm.net.standing import Standing
 from swarm.types import PeerId
-from tests.builders import cell_value
+from tests.builders import announcement, cell_value, identity
 
 
 class Clock:
@@ -196,6 +209,52 @@ def test_everybody_is_tried_sooner_or_later() -> None:
         tried.append(chosen(places, useful=False))
     assert not tried[0] & tried[1]
     assert set.union(*tried) == set(crowd(40)[4:])
+
+
+def test_one_place_goes_to_a_peer_that_hardly_anybody_reads() -> None:
+    rng = random.Random(0)
+    worth = dict.fromkeys(crowd(100), 0.0)
+    lonely = {A, B, C}
+    worth.update(dict.fromkeys(lonely, 0.0))
+    places = review([], worth, 8, 0.0, rng, lonely)
+    alone = {place.peer for place in places if place.lonely}
+    assert len(alone) == 1
+    assert alone <= lonely
+    later = review(places, worth, 8, 2 * TERM_S, rng, lonely - alone)
+    assert {place.peer for place in later if place.lonely} < lonely - alone
+    kept = [replace(place, until=9 * TERM_S) for place in places if place.lonely]
+    again = review(kept, worth, 8, TERM_S, rng, set(worth))
+    assert sum(place.lonely for place in again) == 1, "whoever says so without need gets no more"
+    assert not any(place.lonely for place in review([], worth, 2, 0.0, rng, lonely))
+
+
+def test_who_has_just_come_looks_again_soon() -> None:
+    clock, rng = Clock(), random.Random(0)
+    table = PeerTable(A, 20.0, clock, rng)
+    seats = Seats(2, table, Standing(clock), Uses(clock), tuple, rng)
+    for number in (3, 4):
+        table.announced(announcement(identity(number)))
+    first = seats.review()
+    assert len(first) == 2
+    for number in range(5, 30):
+        table.announced(announcement(identity(number)))
+    clock.now = 4 / 3 * FIRST_TERM_S
+    second = seats.review()
+    assert set(second) & set(first) == set()
+    clock.now += 0.5 * FIRST_TERM_S
+    assert seats.review() == second, "and then not so soon"
+
+
+def test_a_place_that_is_not_free_is_kept_by_who_is_alive_and_good() -> None:
+    clock, rng = Clock(), random.Random(0)
+    table, standing = PeerTable(A, 20.0, clock, rng), Standing(clock)
+    seats = Seats(2, table, standing, Uses(clock), tuple, rng)
+    for number in (3, 4, 5):
+        table.announced(announcement(identity(number)))
+    one, other = seats.review()
+    assert seats.review() == [one, other]
+    standing.rest(one, 60.0)
+    assert set(seats.review()) == {identity(number).peer_id for number in (3, 4, 5)} - {one}
 
 
 # The whole: a swarm of peers of different use -------------------------------------------------------------------------

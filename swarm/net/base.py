@@ -107,6 +107,10 @@ class Exchange(Protocol):
         """A group that `peer` handed over was refused; what follows (back-off, strikes) is the exchange's affair."""
         ...
 
+    def made(self, signed: SignedGroup, use: float) -> None:
+        """A group of our own, which the log holds by now. `use`, as in `thank`: what we could learn from it."""
+        ...
+
     def thank(self, received: Received, signed: SignedGroup, use: float) -> None:
         """`received` held `signed`, which was admitted and kept. `use`: how much there was to learn from it, as
         `node.experience.Experience.use`. What follows (whom to follow, what to pass on) is the exchange's affair."""

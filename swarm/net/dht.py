@@ -23,9 +23,11 @@ from hivemind.proto import dht_pb2 as untyped_pb2
 from hivemind.utils import MSGPackSerializer
 
 from swarm.errors import NetworkError
+from swarm.net.holders import Holders
 from swarm.net.lookup import MAX_TOLD, REPLICAS, nearest
 from swarm.net.peertable import MAX_PEERS
 from swarm.net.records import RecordRules, place_of
+from swarm.net.routes import bind_routes
 from swarm.net.stack import Stack
 from swarm.net.storage import ASKING, MAX_RECORDS_PER_SHARD, RecordStorage
 from swarm.types import Announcement, PeerId
@@ -34,7 +36,6 @@ from swarm.wire.codec import MAX_ANNOUNCEMENT_BYTES
 CALL_TIMEOUT_S = 15.0
 ANSWER_TIMEOUT_S = 5.0
 """One peer's, in a lookup: another is asked instead."""
-MAX_ROUTES = 2048
 MAX_REQUEST_BYTES = {"rpc_ping": 1024, "rpc_find": 256, "rpc_store": 1 << 17}
 """We look for one key of 20 bytes at a time. A store is one announcement, or what a newcomer should hold."""
 MIN_REQUEST_BYTES = {"rpc_find": 1024}
@@ -55,6 +56,7 @@ class DHT:
         self._stack, self._rules, self._storage = stack, rules, storage
         self._protocol: Any = node.protocol
         """hivemind types its attributes as None."""
+        self._holders = Holders(lambda: asyncio.get_running_loop().time())
 
     @property
     def routes(self) -> int:
@@ -85,23 +87,36 @@ class DHT:
         return found if await self._lookup(key, told) else None
 
     async def store(self, key: DHTID, peer: PeerId, value: bytes, expires_at: float) -> None:
-        """With the REPLICAS nearest to the key; that may include us."""
-        peers = await self._lookup(key, lambda announcement, by: None)
-        holders = sorted([*peers, self._stack.peer_id], key=lambda holder: place_of(holder) ^ key)[:REPLICAS]
+        """With the REPLICAS nearest to the key, who are looked up now and then; that may include us."""
+        holders = self._holders.of(key) or await self._find_holders(key)
         packed = MSGPackSerializer.dumps(value)
         if self._stack.peer_id in holders:
-            holders.remove(self._stack.peer_id)
             self._storage.store_subkey(key, peer, packed, expires_at)
-        await asyncio.gather(*(self._store_at(holder, key, peer, packed, expires_at) for holder in holders))
+        others = [holder for holder in holders if holder != self._stack.peer_id]
+        stored = await asyncio.gather(*(self._store_at(it, key, peer, packed, expires_at) for it in others))
+        self._holders.missed(key, stored.count(False))
 
-    async def _store_at(self, holder: PeerId, key: DHTID, peer: PeerId, packed: bytes, expires_at: float) -> None:
+    async def settle(self) -> None:
+        """Lets those know us that sit next to us: others who look for what we keep have to hear of us from them."""
+        await self._lookup(place_of(self._stack.peer_id), lambda announcement, by: None)
+
+    async def _find_holders(self, key: DHTID) -> Sequence[PeerId]:
+        peers = await self._lookup(key, lambda announcement, by: None)
+        holders = sorted([*peers, self._stack.peer_id], key=lambda holder: place_of(holder) ^ key)[:REPLICAS]
+        if len(holders) == REPLICAS:  # or we know hardly anybody, and will know more by the next time
+            self._holders.found(key, holders)
+        return holders
+
+    async def _store_at(self, holder: PeerId, key: DHTID, peer: PeerId, packed: bytes, expires_at: float) -> bool:
+        """Whether it answered."""
         call = self._protocol.call_store(
             PeerID.from_base58(holder), keys=[key], values=[packed], expiration_time=[expires_at], subkeys=[peer]
         )
         try:
-            await self._stack.call(call, ANSWER_TIMEOUT_S, f"storing at {holder}")
+            return await self._stack.call(call, ANSWER_TIMEOUT_S, f"storing at {holder}") is not None
         except NetworkError as error:
             logger.debug("%s", error)
+            return False
 
     async def _lookup(self, key: DHTID, tell: Callable[[Announcement, PeerId], None]) -> list[PeerId]:
         """The peers nearest to the key that answered."""
@@ -172,7 +187,7 @@ async def open_dht(
     loop = asyncio.get_running_loop()
     storage = RecordStorage(rules, place, rng, loop.time, heard)
     node.protocol.storage = node.protocol.cache = storage
-    _bind_routes(node)
+    bind_routes(node.protocol, loop.time)
     meter = _Meter(loop.time)
 
     def admits(method: str, peer: PeerId, size: int) -> bool:
@@ -189,21 +204,6 @@ async def open_dht(
 
 def _is_id(raw: bytes) -> bool:
     return 0 < len(raw) <= _MAX_ID_BYTES
-
-
-def _bind_routes(node: Any) -> None:
-    """Lets nobody into the routing table at a place that does not follow from its peer id, nor more than MAX_ROUTES."""
-    update = node.protocol.update_routing_table
-    routes = node.protocol.routing_table.uid_to_peer_id
-
-    async def update_if_bound(node_id: Any, peer_id: PeerID, responded: bool = True) -> None:
-        if responded and node_id is not None:
-            place = place_of(PeerId(peer_id.to_base58()))
-            if node_id != place or (place not in routes and len(routes) >= MAX_ROUTES):
-                return
-        await update(node_id, peer_id, responded=responded)
-
-    node.protocol.update_routing_table = update_if_bound
 
 
 class _Meter:

@@ -36,6 +36,8 @@ FAST_READ_S = 1.0
 """How often the directory is read while nobody is known."""
 FIRST_RETRY_S, LAST_RETRY_S = 1.0, 60.0
 DIALS_AT_ONCE = 8
+SETTLE_S = 600.0
+"""About how often those next to us in the DHT hear of us, who may be others by then."""
 MEMORY_HEARTBEATS = 15
 """How long a reading has a say in how large the swarm is."""
 DRAW_HEARTBEATS = 30
@@ -172,6 +174,8 @@ class Directory:
             seeds = member.rng.sample(member.seeds, min(DIALS_AT_ONCE, len(member.seeds)))
             known = list(dict.fromkeys([*seeds, *member.book.peers[:DIALS_AT_ONCE]]))
             met = await self._greet_all(known if alone else member.rng.sample(known, min(1, len(known))))
+            if met and (alone or member.rng.random() < delay / SETTLE_S):
+                await self._dht.settle()
             if met and alone:
                 logger.info("reached %d of %d known addresses", met, len(known))
                 member.renewed.set()

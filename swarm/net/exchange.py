@@ -251,6 +251,11 @@ class P2PExchange:
         if verdict.reason not in INNOCENT:
             self._standing.strike(peer)
 
+    def made(self, signed: SignedGroup, use: float) -> None:
+        if self._settings.relay_groups:
+            own = Received(sender=self.peer_id, body=signed.body, signature=signed.signature)
+            self._relay.made(own, signed, use)
+
     def thank(self, received: Received, signed: SignedGroup, use: float) -> None:
         if self._settings.relay_groups:
             self._relay.add(received, signed, use, short=self._download.short)
@@ -264,7 +269,13 @@ class P2PExchange:
     def _current(self) -> Announcement | None:
         if self._announcement is None:
             return None
-        return replace(self._announcement, addresses=self.addresses, epoch=self._log.epoch, head=self._log.head)
+        return replace(
+            self._announcement,
+            addresses=self.addresses,
+            epoch=self._log.epoch,
+            head=self._log.head,
+            readers=self._publisher.readers,
+        )
 
     def _cursor(self, announcement: Announcement) -> int:
         epoch, cursor = self._cursors.cursor(announcement.peer)

@@ -34,7 +34,10 @@ QUEUE_GROUPS = 32
 WINDOW_S, MAX_WINDOW = 0.1, 256
 """Groups that a publisher may send before we say more: what we want in so long."""
 BACKLOG_S, MIN_BACKLOG = 30.0, 1
-"""When more are waiting in a log than we want of it in so long, the oldest are skipped."""
+"""When more are waiting in a log than we want of it in so long, the oldest are skipped. How many are read is a matter of
+what we want, whichever they are; the newest are the ones that nobody else has passed on yet, and that are worth most
+to a learner. So a reader that is short has a backlog of one, and what it skips comes by the relay if it is outstanding
+(`Shelf.made`). Half a minute is what lets a reader whose stream broke go on without a gap."""
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 30.0
 MAX_FAILURES = 6
 """In a row, about a minute: then another peer gets the place."""
@@ -67,8 +70,9 @@ class Attempts:
         failed = not groups and (broken or seconds < SHORT_STREAM_S)
         self.was_there |= not failed
         self.failures = self.failures + 1 if failed else 0
-        delay = min(FIRST_RETRY_S * 2**self.failures, LAST_RETRY_S) if failed else FIRST_RETRY_S / 10
-        return delay * self._rng.uniform(0.5, 1.5)
+        # A pause is for the peer's sake, from one attempt to the next: after a stream of minutes there need be none.
+        delay = min(FIRST_RETRY_S * 2 ** min(self.failures, 10), LAST_RETRY_S) - seconds if failed else 0.0
+        return max(delay, FIRST_RETRY_S / 10) * self._rng.uniform(0.5, 1.5)
 
 
 def backlog(rate: float, logs: int) -> int:
@@ -155,9 +159,10 @@ class Following:
         """Its log, and what it relays, until its log has failed too often in a row."""
         beside = None
         if self._relays is not None:
-            beside = asyncio.create_task(self._keep(peer, partial(self._relayed, stack, peer, self._relays)))
+            relayed = partial(self._relayed, stack, peer, self._relays)
+            beside = asyncio.create_task(self._keep(peer, relayed, patient=True))
         try:
-            await self._keep(peer, partial(self._pull, stack, peer))
+            await self._keep(peer, partial(self._pull, stack, peer), patient=False)
         finally:
             if beside is not None:
                 await end(beside)
@@ -165,11 +170,12 @@ class Following:
             await stack.value(peer, False)
         self._standing.rest(peer, REST_S)
 
-    async def _keep(self, peer: PeerId, open_stream: Callable[[], AsyncGenerator[Pulled, None]]) -> None:
-        """One stream after the other, until they have failed too often in a row."""
+    async def _keep(self, peer: PeerId, open_stream: Callable[[], AsyncGenerator[Pulled, None]], patient: bool) -> None:
+        """One stream after the other, until they have failed too often in a row; with patience, also after that: whom
+        we read the log of may have been slow to start, and what only it passes on would not come for minutes."""
         loop = asyncio.get_running_loop()
         attempts = Attempts(self._rng, was_there=self._table.has_met(peer))
-        while not attempts.hopeless and not self._standing.excluded(peer):
+        while (patient or not attempts.hopeless) and not self._standing.excluded(peer):
             started, groups, reason = loop.time(), 0, ""
             try:
                 async with aclosing(open_stream()) as stream:
@@ -190,7 +196,7 @@ class Following:
             pause = attempts.ended(groups, loop.time() - started, broken=bool(reason))
             if attempts.failures:
                 logger.debug("%s: failure %d: %s", peer, attempts.failures, reason or "it had nothing to say")
-            if not attempts.hopeless:
+            if patient or not attempts.hopeless:
                 await asyncio.sleep(pause)
 
     async def _pull(self, stack: Stack, peer: PeerId) -> AsyncGenerator[Pulled, None]:

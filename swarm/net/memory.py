@@ -166,6 +166,9 @@ class MemoryExchange:
     def blame(self, peer: PeerId, verdict: Verdict) -> None:
         self.verdicts[peer, verdict.reason] += 1
 
+    def made(self, signed: SignedGroup, use: float) -> None:
+        """Everybody reads every log from one end to the other: there is nothing to do."""
+
     def thank(self, received: Received, signed: SignedGroup, use: float) -> None:
         self.verdicts[signed.group.origin, Reason.ADMITTED] += 1
 

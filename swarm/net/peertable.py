@@ -98,10 +98,13 @@ class PeerTable:
         """Announcement and when it was last heard of, of everybody who still is."""
         now = self._clock()
         for peer, known in list(self._known.items()):
-            heartbeats = FOLLOWED_HEARTBEATS if peer in self._followed else HEARTBEATS
-            if known.last_seen < now - heartbeats * self._heartbeat_s:
+            if self._is_silent(peer, known, now):
                 self._forget(peer)
         return [(known.announcement, known.last_seen) for known in self._known.values()]
+
+    def is_alive(self, peer: PeerId) -> bool:
+        known = self._known.get(peer)
+        return known is not None and not self._is_silent(peer, known, self._clock())
 
     def met(self) -> list[Announcement]:
         """Of those that sent us something."""
@@ -135,6 +138,10 @@ class PeerTable:
         for share in shares:
             self._members.setdefault(share, {})[announcement.peer] = None
         self.changed.set()
+
+    def _is_silent(self, peer: PeerId, known: _Known, now: float) -> bool:
+        heartbeats = FOLLOWED_HEARTBEATS if peer in self._followed else HEARTBEATS
+        return known.last_seen < now - heartbeats * self._heartbeat_s
 
     def _protected(self, peer: PeerId) -> bool:
         return self._known[peer].met or peer in self._followed

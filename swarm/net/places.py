@@ -43,6 +43,11 @@ class Places:
     def __len__(self) -> int:
         return len(self._taken)
 
+    @property
+    def peers(self) -> set[PeerId]:
+        """Who has one."""
+        return {place.peer for place in self._taken}
+
     @asynccontextmanager
     async def take(self, peer: PeerId, seconds: float) -> AsyncIterator[Place]:
         """A place for at most `seconds`: then, or when another needs it, TimeoutError. Raises NetworkError if there is

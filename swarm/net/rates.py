@@ -25,26 +25,30 @@ MAX_PEERS = 1024
 """Whose use is remembered; the one longest silent is forgotten first."""
 RESERVED = 0.5
 """Of the total, the share that relayed groups need not wait for: somebody has found them useful. What they take of it
-is missing for the others."""
+is missing for the others. A half, because a relay that is short passes on 1/16 of what it takes in (`Rules.outstanding`
+for eight readers): eight of them offer half of what one node takes in, so a reserve of half never stays behind."""
+RESERVE_GROUPS = 8.0
+"""That the reserve holds at least. What is outstanding comes when it comes, and would wait some seconds at every hop
+for a share of half a group a second that nobody needed in the minute before."""
+PEER_GROUPS = 2.0
+"""That one peer may have at once, however slow the total is: one from its log, one that it passes on."""
 RECHECK_S = 1.0
 """An allowance that is a matter of appetite is looked up again after so long."""
 _ROUNDING = 1e-9
 
 
 class TokenBucket:
-    """`rate` tokens a second, at most BURST_S of them kept. What is larger than that takes a full bucket and leaves a
-    debt, so that nothing has to wait for ever."""
+    """`rate` tokens a second, at most BURST_S of them kept, or `least` tokens. What is larger than that takes a full
+    bucket and leaves a debt, so that nothing has to wait for ever."""
 
-    def __init__(self, rate: float, now: float) -> None:
-        self._rate, self._level, self._at = rate, max(rate * BURST_S, 1.0), now
-
-    @property
-    def burst(self) -> float:
-        return max(self._rate * BURST_S, 1.0)
+    def __init__(self, rate: float, now: float, least: float = 1.0) -> None:
+        self._rate, self._least, self._at = rate, least, now
+        self.burst = self._level = max(rate * BURST_S, least)
 
     def retune(self, rate: float, now: float) -> None:
         self._refill(now)
-        self._rate = rate
+        self._rate, self.burst = rate, max(rate * BURST_S, self._least)
+        self._level = min(self._level, self.burst)
 
     def wait_s(self, amount: float, now: float) -> float:
         """Seconds until `amount` may be taken; 0 for now, infinite if nothing flows."""
@@ -57,11 +61,12 @@ class TokenBucket:
     def take(self, amount: float, now: float) -> None:
         """Whether there is enough or not. A negative amount is given back."""
         self._refill(now)
-        self._level -= amount
+        self._level = min(self._level - amount, self.burst)
 
     def _refill(self, now: float) -> None:
-        self._level = min(self._level + max(now - self._at, 0.0) * self._rate, self.burst)
-        self._at = max(now, self._at)
+        if now > self._at:
+            self._level = min(self._level + (now - self._at) * self._rate, self.burst)
+            self._at = now
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +83,8 @@ class Rate:
 class _Account:
     """A bucket of groups, a bucket of bytes, and how far a peer's virtual time has got."""
 
-    def __init__(self, rate: Rate, now: float) -> None:
-        self._groups, self._bytes = TokenBucket(rate.groups, now), TokenBucket(rate.bytes, now)
+    def __init__(self, rate: Rate, now: float, least: float = 1.0) -> None:
+        self._groups, self._bytes = TokenBucket(rate.groups, now, least), TokenBucket(rate.bytes, now)
         self.finish = {False: 0.0, True: 0.0}
         """Of what the peer made itself, and of what it passes on."""
 
@@ -113,7 +118,7 @@ class Shares:
     def __init__(self, total: Rate, peer_share: float, now: float) -> None:
         self._rate, self._peer_share = total, peer_share
         self._total = _Account(total, now)
-        self._reserve = TokenBucket(total.groups * RESERVED, now)
+        self._reserve = TokenBucket(total.groups * RESERVED, now, RESERVE_GROUPS)
         self._peers: OrderedDict[PeerId, _Account] = OrderedDict()
         self._waiting: list[Ticket] = []
         self._virtual = 0.0
@@ -146,6 +151,8 @@ class Shares:
             if account.wait_s(ticket.groups, ticket.size, now) > 0 or (short and not ticket.relayed):
                 continue
             if self._room_s(ticket, now) > 0:
+                if ticket.relayed:
+                    break  # Nobody overtakes it: there is room neither in the total nor in the reserve.
                 short = True  # Nobody overtakes it, but by the reserve.
                 continue
             account.take(ticket.groups, ticket.size, now)
@@ -160,9 +167,14 @@ class Shares:
     def wait_s(self, now: float) -> float:
         """Seconds until `granted` may have an answer; infinite if nobody waits."""
         soonest = math.inf
-        for ticket in sorted(self._waiting, key=attrgetter("start")):
-            own = self._account(ticket.peer, now).wait_s(ticket.groups, ticket.size, now)
-            soonest = min(soonest, max(own, self._room_s(ticket, now)))
+        rooms: dict[tuple[bool, float, float], float] = {}  # Most ask for the same: asked often, so looked up once.
+        for ticket in self._waiting:
+            alike = ticket.relayed, ticket.groups, ticket.size
+            if alike not in rooms:
+                rooms[alike] = self._room_s(ticket, now)
+            if rooms[alike] < soonest:
+                own = self._account(ticket.peer, now).wait_s(ticket.groups, ticket.size, now)
+                soonest = min(soonest, max(own, rooms[alike]))
         return soonest
 
     @property
@@ -174,6 +186,10 @@ class Shares:
     def short(self) -> bool:
         """Whether somebody has to wait."""
         return bool(self._waiting)
+
+    def log_waits(self, peer: PeerId) -> bool:
+        """Whether what the peer made itself has to wait."""
+        return any(ticket.peer == peer and not ticket.relayed for ticket in self._waiting)
 
     def withdraw(self, ticket: Ticket) -> None:
         """Gives up waiting. Does nothing for one that was granted."""
@@ -197,7 +213,7 @@ class Shares:
 
     def _account(self, peer: PeerId, now: float) -> _Account:
         if peer not in self._peers:
-            self._peers[peer] = _Account(self._rate.times(self._peer_share), now)
+            self._peers[peer] = _Account(self._rate.times(self._peer_share), now, PEER_GROUPS)
         self._peers.move_to_end(peer)
         if len(self._peers) > MAX_PEERS:
             self._peers.popitem(last=False)
@@ -221,6 +237,9 @@ class Meter:
     def short(self) -> bool:
         """Whether somebody has to wait."""
         return self._shares.short
+
+    def log_waits(self, peer: PeerId) -> bool:
+        return self._shares.log_waits(peer)
 
     async def take(self, peer: PeerId, groups: float, size: float = 0, relayed: bool = False) -> None:
         """Returns when the peer's turn has come; at once where nothing is short. `size` in bytes."""

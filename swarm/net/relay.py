@@ -1,8 +1,9 @@
 """Passing on what peers made: what to offer, and what to ask of whom. Pure; `swarm.net.relay_streams` moves the bytes.
 
-A group is signed by its origin, so it may come from anybody. Each node offers the ids of peers' groups that it found
-useful itself, the best first where its rate does not allow all, and its readers choose. So a useful group spreads from
-reader to reader, also to those who cannot reach its origin, and nobody gets one twice that knows the first.
+A group is signed by its origin, so it may come from anybody. Each node offers the ids of groups that it found useful
+itself (peers', and where readers skip most of its log, the best of its own), the best first where its rate does not
+allow all, and its readers choose. So a useful group spreads from reader to reader, also to those who cannot reach its
+origin, and nobody gets one twice that knows the first.
 
 A relay can lie. About hops and age: then a group spreads further, until it is too old by its own signed word. About the
 id: the body that comes is hashed. About having it: it is asked for elsewhere after ASK_S, and who delivers nothing at
@@ -31,6 +32,9 @@ MAX_CANDIDATES = 256
 CANDIDATE_BYTES = 32_000_000
 USES = 256
 """Groups that tell what is outstanding."""
+FIRST_OFFERS, FIRST_S = 32, 60.0
+"""What a reader that comes is offered. What is older was offered when it was here before, or has had its time: a reader
+that is short would ask every new relay for what was outstanding minutes ago, and keep the news waiting."""
 SHELF_GROUPS = 512
 SHELF_BYTES = 32_000_000
 MAX_OFFERED = 128
@@ -94,19 +98,18 @@ class Shelf:
     ) -> None:
         """A group that we admitted and kept. `use`: what there was to learn from it; if nothing, it ends here. `short`:
         we cannot take in all that there is, and so can nobody: then only what is outstanding goes on."""
-        rules = self._rules
         self._uses.append(use)
-        if short and use < self._among_best():
+        if (short and use < self._among_best()) or signed.group.origin == self._rules.me:
             return
-        if not (use > 0 and received.hops < rules.max_hops and rules.fresh(signed.group.created_at, wall)):
-            return
-        if signed.group.origin == rules.me:
-            return
-        insort(self._candidates, (use, received, _offer_of(received, signed)), key=itemgetter(0))
-        self._candidate_bytes += len(received.body)
-        while len(self._candidates) > MAX_CANDIDATES or self._candidate_bytes > CANDIDATE_BYTES:
-            self._take_candidate(0)
-        self.fill(now, wall)
+        self._consider(received, signed, use, now, wall)
+
+    def made(self, own: Received, signed: SignedGroup, use: float, now: float, wall: float) -> None:
+        """A group of our own, which our log holds, as if we had sent it. Readers that are short skip most of a log, and
+        a group that nobody has read yet goes with the rest: an outstanding one is offered as well, so that they can
+        choose it."""
+        self._uses.append(use)
+        if use >= self._among_best():
+            self._consider(own, signed, use, now, wall)
 
     def fill(self, now: float, wall: float) -> float | None:
         """Puts the best candidates on the shelf, as the rate allows, and takes off what is too old. Returns the seconds
@@ -137,13 +140,34 @@ class Shelf:
                 offers.append(offer)
         return offers[::-1]
 
+    def start(self, now: float) -> int:
+        """The number after which a reader that comes begins: with the newest FIRST_OFFERS, none older than FIRST_S."""
+        number = self.head
+        for shelved in reversed(self._shelved.values()):
+            if self.head - shelved.number >= FIRST_OFFERS or now - shelved.at > FIRST_S:
+                break
+            number = shelved.number - 1
+        return number
+
     def get(self, id: GroupId) -> Shelved | None:
         return self._shelved.get(id)
 
+    def _consider(self, received: Received, signed: SignedGroup, use: float, now: float, wall: float) -> None:
+        rules = self._rules
+        if use > 0 and received.hops < rules.max_hops and rules.fresh(signed.group.created_at, wall):
+            insort(self._candidates, (use, received, _offer_of(received, signed)), key=itemgetter(0))
+            self._candidate_bytes += len(received.body)
+            while len(self._candidates) > MAX_CANDIDATES or self._candidate_bytes > CANDIDATE_BYTES:
+                self._take_candidate(0)
+            self.fill(now, wall)
+
     def _among_best(self) -> float:
-        """The use of the last of the best."""
-        best = max(math.ceil(len(self._uses) * self._rules.outstanding), 1)
-        return sorted(self._uses)[-best]
+        """The use of the last of the best. Nothing is known to be outstanding before there was enough to compare it
+        with: a newcomer's first group is its best so far, its n-th with a probability of 1/n, and a swarm in which all
+        have just come would be busy with those for minutes."""
+        best = math.ceil(len(self._uses) * self._rules.outstanding)
+        enough = len(self._uses) * self._rules.outstanding >= 1
+        return sorted(self._uses)[-best] if enough else math.inf
 
     def _put(self, received: Received, offer: Offer, now: float) -> None:
         if offer.id in self._shelved:
@@ -206,8 +230,9 @@ class Wishes:
         if len(offers) > MAX_OFFERED:
             offers.popitem(last=False)
 
-    def choose(self, peer: PeerId, limit: int, now: float, wall: float) -> list[Offer]:
-        """The newest of the peer's offers that nobody is asked for, at most `limit`."""
+    def choose(self, peer: PeerId, limit: int, now: float, wall: float, log_waits: bool = True) -> list[Offer]:
+        """The newest of the peer's offers that nobody is asked for, at most `limit`. What the peer made itself comes
+        with its log, unless that has to wait (`log_waits`): then we may never get to it."""
         offers = self._offers.get(peer, OrderedDict())
         chosen: list[Offer] = []
         for offer in reversed(list(offers.values())):
@@ -215,7 +240,7 @@ class Wishes:
                 break
             if not self._rules.fresh(offer.created_at, wall) or self._excluded(offer.origin):
                 del offers[offer.id]
-            elif self._free(offer.id, now):
+            elif self._free(offer.id, now) and (log_waits or offer.origin != peer):
                 chosen.append(offer)
         return chosen
 

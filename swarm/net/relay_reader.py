@@ -154,7 +154,7 @@ class RelayReader:
     async def _worth_asking(self, peer: PeerId, limit: int) -> list[Offer]:
         """Offers of the peer that are free to be asked for and not known."""
         while True:
-            offers = self._wishes.choose(peer, limit, self._clock(), self._wall())
+            offers = self._wishes.choose(peer, limit, self._clock(), self._wall(), self._meter.log_waits(peer))
             known = [offer.id for offer in offers if await self._known(offer.id)]
             if not known:
                 return offers

@@ -39,8 +39,6 @@ from swarm.wire.relay import (
 
 RELAY = "/swarm/1/relay"
 
-FIRST_OFFERS = 32
-"""The newest, for a reader that comes. Earlier ones were offered when it was here before."""
 WANT_S = ASK_S / 2
 """A reader that has waited so long hears that it will not get it, and asks somebody else."""
 MAX_READER_BYTES = 4096
@@ -73,6 +71,14 @@ class Relay:
     def add(self, received: Received, signed: SignedGroup, use: float, short: bool = False) -> None:
         """A group that we admitted and kept, as `Exchange.thank`. `short`: as `Shelf.add`."""
         self._shelf.add(received, signed, use, self._clock(), self._wall(), short)
+        self._tell()
+
+    def made(self, own: Received, signed: SignedGroup, use: float) -> None:
+        """As `Exchange.made`."""
+        self._shelf.made(own, signed, use, self._clock(), self._wall())
+        self._tell()
+
+    def _tell(self) -> None:
         self._news.set()
         self._news = asyncio.Event()
 
@@ -94,7 +100,7 @@ class Relay:
         self, asked: RelayPull, place: Place, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         deadline = self._clock() + self._stream_s
-        number = max(self._shelf.head - FIRST_OFFERS, 0)
+        number = self._shelf.start(self._clock())
         wanted = _Wanted()
         packer = self._packing.open(asked.deflate)
         listening = asyncio.create_task(_listen(reader, wanted, self._clock))

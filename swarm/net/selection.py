@@ -1,5 +1,7 @@
 """Whom to follow: k peers, half of them by chance, half of them because of what they brought. Pure; no network.
 
+One of the places by chance goes to a peer that hardly anybody reads, by its own word: what nobody reads cannot spread.
+
 What a peer is worth to us is its use per group: the decayed mean of max(reward - our value, 0)^2 over the groups that
 it handed over. It is taken together with PRIOR_GROUPS groups of the average peer, so that one lucky group proves little
 and old evidence fades into "like the others". A peer that had a place and brought nothing gets the same number of
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from swarm.net.peertable import MAX_PEERS, PeerTable
@@ -28,8 +30,14 @@ HALF_LIFE_S = 600.0
 PRIOR_GROUPS = 4.0
 TERM_S = 180.0
 """How long a place is kept before it is looked at again, give or take a third: not all at once."""
+FIRST_TERM_S = 20.0
+"""The same for who has just come, and knows hardly anybody to choose from; longer the longer it has been here."""
 HYSTERESIS = 1.25
 """How many times as useful as one that has a place another must be to get it."""
+FEW_READERS = 2
+"""Who says that fewer peers read it is lonely. Not one: the only reader may be somebody who passes nothing on."""
+LONELY_FOLLOW = 4
+"""Who follows fewer peers has no place for the lonely."""
 
 
 @dataclass(slots=True)
@@ -119,19 +127,29 @@ class Place:
     peer: PeerId
     useful: bool
     """Chosen for what it brought or promises, not by chance."""
+    lonely: bool = False
+    """Chosen because hardly anybody reads it."""
     since: float
     until: float
     """Monotonic seconds; then somebody else may get the place."""
 
 
 def review(
-    places: Sequence[Place], worth: Mapping[PeerId, float], k: int, now: float, rng: random.Random
+    places: Sequence[Place],
+    worth: Mapping[PeerId, float],
+    k: int,
+    now: float,
+    rng: random.Random,
+    lonely: Collection[PeerId] = (),
+    term_s: float = TERM_S,
 ) -> list[Place]:
     """At most k places. `worth`: expected use of everybody who could be followed; who is not in it loses its place.
+    `lonely`: those that say that hardly anybody reads them. `term_s`: of the new places, give or take a third.
 
     A place whose term is not over is kept. The k // 2 useful ones go to whoever is worth most, where one whose term is
     over counts HYSTERESIS times; the others to anybody, each peer with the same chance, and before those whose term is
-    over. So nobody leaves for the sake of an empty place.
+    over. So nobody leaves for the sake of an empty place. One of the others goes to the lonely: chance leaves some
+    e^-(k/2) of a large swarm unread, whatever they make. Whoever says so without need has that one place of ours.
     """
     kept = [place for place in places if place.peer in worth and now < place.until]
     over = {place.peer: place.useful for place in places if now >= place.until}
@@ -144,9 +162,13 @@ def review(
         return worth[peer] * (HYSTERESIS if over.get(peer) else 1.0)
 
     useful = sorted((peer for peer in free if worth[peer] > 0), key=rank, reverse=True)[:useful_room]
-    others = sorted((peer for peer in free if peer not in useful), key=over.__contains__)[: room - len(useful)]
+    others = sorted((peer for peer in free if peer not in useful), key=over.__contains__)
+    alone: list[PeerId] = []
+    if k >= LONELY_FOLLOW and len(useful) < room and not any(place.lonely for place in kept):
+        alone = [peer for peer in others if peer in lonely and peer not in over][:1]
+    others = [*alone, *(peer for peer in others if peer not in alone)][: room - len(useful)]
     new = [(peer, True) for peer in useful] + [(peer, False) for peer in others]
-    return [*kept, *(_place(peer, is_useful, now, rng) for peer, is_useful in new)]
+    return [*kept, *(_place(peer, is_useful, peer in alone, now, term_s, rng) for peer, is_useful in new)]
 
 
 class Seats:
@@ -165,6 +187,8 @@ class Seats:
         self._k, self._table, self._standing = k, table, standing
         self._uses, self._worth, self._rng = uses, worth, rng
         self._places: list[Place] = []
+        self._since: float | None = None
+        """Of our first review."""
 
     @property
     def taken(self) -> int:
@@ -173,7 +197,9 @@ class Seats:
     def review(self) -> list[PeerId]:
         """Who has a place now, of those alive and not excluded."""
         now, places = self._uses.clock(), self._places
-        worthy = {peer.peer: peer.values for peer, _ in self._table.alive() if not self._standing.excluded(peer.peer)}
+        if len(places) == self._k and all(now < place.until and self._may_stay(place.peer) for place in places):
+            return [place.peer for place in places]
+        worthy = {peer.peer: peer for peer, _ in self._table.alive() if not self._standing.excluded(peer.peer)}
         kept = [place for place in places if now < place.until and place.peer in worthy]
         if len(kept) == min(self._k, len(worthy)):
             self._places = kept
@@ -182,12 +208,19 @@ class Seats:
                 if now >= place.until and self._uses.silent_since(place.peer, place.since):
                     self._uses.missed(place.peer)
             ours = self._worth()
-            worth = {peer: self._uses.worth(peer, advantage(ours, theirs)) for peer, theirs in worthy.items()}
-            self._places = review(places, worth, self._k, now, self._rng)
+            worth = {peer: self._uses.worth(peer, advantage(ours, it.values)) for peer, it in worthy.items()}
+            lonely = {peer for peer, it in worthy.items() if it.readers < FEW_READERS}
+            self._since = now if self._since is None else self._since
+            term_s = min(FIRST_TERM_S + now - self._since, TERM_S)
+            self._places = review(places, worth, self._k, now, self._rng, lonely, term_s)
         chosen = [place.peer for place in self._places]
         self._table.follow(chosen)
         return chosen
 
+    def _may_stay(self, peer: PeerId) -> bool:
+        return self._table.is_alive(peer) and not self._standing.excluded(peer)
 
-def _place(peer: PeerId, useful: bool, now: float, rng: random.Random) -> Place:
-    return Place(peer=peer, useful=useful, since=now, until=now + TERM_S * rng.uniform(2 / 3, 4 / 3))
+
+def _place(peer: PeerId, useful: bool, lonely: bool, now: float, term_s: float, rng: random.Random) -> Place:
+    until = now + term_s * rng.uniform(2 / 3, 4 / 3)
+    return Place(peer=peer, useful=useful, lonely=lonely, since=now, until=until)

@@ -163,6 +163,11 @@ class Publisher:
         self._stream_s, self._packing = stream_s, packing or Packing()
         self._streams = Places(MAX_STREAMS, MAX_STREAMS_PER_PEER)
 
+    @property
+    def readers(self) -> int:
+        """Peers that read our log at the moment."""
+        return len(self._streams.peers)
+
     async def serve(self, peer: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One stream, from request to end. Whoever called closes it."""
         try:

@@ -30,6 +30,7 @@ from swarm.wire.v1 import exchange_pb2 as pb
 PROTOCOL = 1
 
 MAX_ANNOUNCEMENT_BYTES = 2000
+MAX_READERS = 2**32 - 1
 MAX_ADDRESSES = 8
 MAX_PULL_GROUPS = 1024
 
@@ -148,6 +149,7 @@ def encode_announcement(announcement: Announcement, identity: Identity) -> bytes
             issued_at=a.issued_at,
             values=map(values.value_message, a.values),
             membership=a.membership,
+            readers=a.readers,
         )
         while message.values and _signed_bytes(message) > MAX_ANNOUNCEMENT_BYTES:
             del message.values[-1]
@@ -180,6 +182,7 @@ def decode_announcement(data: bytes) -> Announcement:
             issued_at=message.issued_at,
             values=tuple(map(values.read_value, message.values)),
             membership=message.membership,
+            readers=message.readers,
         )
     )
     check_signature(announcement.peer, ANNOUNCEMENT_DOMAIN, signed.body, signed.signature)
@@ -199,6 +202,7 @@ def _bounded_announcement(announcement: Announcement) -> Announcement:
         bounds.label("address", address, bounds.MAX_ADDRESS_CHARS)
     bounds.epoch(announcement.epoch)
     bounds.integer("head", announcement.head)
+    bounds.limit("readers", announcement.readers, MAX_READERS)
     bounds.label("name", announcement.name, bounds.MAX_NAME_CHARS)
     bounds.label("model", announcement.model)
     bounds.label("tokenizer", announcement.tokenizer)

@@ -9,6 +9,7 @@ of its own, and 3 GB.
 from __future__ import annotations
 
 import argparse
+import gc
 import resource
 import time
 from dataclasses import fields
@@ -23,19 +24,33 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument("--minutes", type=float, default=10.0, help="of virtual time")
     parser.add_argument("--warm", type=float, default=3.0, help="minutes of them before anything is measured")
+    parser.add_argument("--probe", type=float, default=20.0, help="seconds from one useful group to the next")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    gc.disable()  # It would go through millions of objects again and again, and hardly any garbage here is a circle.
     reports = []
     for nodes in arguments.nodes:
         begin = time.process_time()
-        seconds, warm_s = 60 * arguments.minutes, 60 * arguments.warm
-        crowd = Crowd(Plan(nodes=nodes, seconds=seconds, warm_s=warm_s, seed=arguments.seed))
-        crowd.live()
+        crowd = Crowd(
+            Plan(
+                nodes=nodes,
+                seconds=60 * arguments.minutes,
+                warm_s=60 * arguments.warm,
+                probe_s=arguments.probe,
+                seed=arguments.seed,
+            )
+        )
+        crowd.live(lambda crowd, begin=begin: _tell(crowd, begin))
         reports.append(report(crowd))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(f"{nodes} nodes: {time.process_time() - begin:.0f} s of CPU, at most {peak:.1f} GiB so far", flush=True)
-        print("\n".join(reports[-1].lines()), flush=True)
     print(table(reports))
+
+
+def _tell(crowd: Crowd, begin: float) -> None:
+    """What is known so far: a crowd of 10,000 takes long."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    used = f"{time.process_time() - begin:.0f} s of CPU, at most {peak:.1f} GiB so far"
+    print(f"{crowd.plan.nodes} nodes, {crowd.world.now:.0f} s: {used}", flush=True)
+    print("\n".join(report(crowd).lines()), flush=True)
 
 
 def table(reports: list[Report]) -> str:

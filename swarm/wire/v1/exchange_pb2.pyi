@@ -140,7 +140,7 @@ class CellValue(_message.Message):
     def __init__(self, source: _Optional[str] = ..., difficulty: _Optional[str] = ..., value: _Optional[float] = ..., mass: _Optional[float] = ...) -> None: ...
 
 class Announcement(_message.Message):
-    __slots__ = ("protocol", "swarm", "peer", "addresses", "epoch", "head", "name", "model", "tokenizer", "issued_at", "values", "membership")
+    __slots__ = ("protocol", "swarm", "peer", "addresses", "epoch", "head", "name", "model", "tokenizer", "issued_at", "values", "membership", "readers")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     SWARM_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
@@ -153,6 +153,7 @@ class Announcement(_message.Message):
     ISSUED_AT_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
     MEMBERSHIP_FIELD_NUMBER: _ClassVar[int]
+    READERS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     swarm: str
     peer: str
@@ -165,7 +166,8 @@ class Announcement(_message.Message):
     issued_at: float
     values: _containers.RepeatedCompositeFieldContainer[CellValue]
     membership: bytes
-    def __init__(self, protocol: _Optional[int] = ..., swarm: _Optional[str] = ..., peer: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., epoch: _Optional[bytes] = ..., head: _Optional[int] = ..., name: _Optional[str] = ..., model: _Optional[str] = ..., tokenizer: _Optional[str] = ..., issued_at: _Optional[float] = ..., values: _Optional[_Iterable[_Union[CellValue, _Mapping]]] = ..., membership: _Optional[bytes] = ...) -> None: ...
+    readers: int
+    def __init__(self, protocol: _Optional[int] = ..., swarm: _Optional[str] = ..., peer: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., epoch: _Optional[bytes] = ..., head: _Optional[int] = ..., name: _Optional[str] = ..., model: _Optional[str] = ..., tokenizer: _Optional[str] = ..., issued_at: _Optional[float] = ..., values: _Optional[_Iterable[_Union[CellValue, _Mapping]]] = ..., membership: _Optional[bytes] = ..., readers: _Optional[int] = ...) -> None: ...
 
 class SignedAnnouncement(_message.Message):
     __slots__ = ("body", "signature")

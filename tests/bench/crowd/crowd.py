@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from swarm.net.lookup import REPLICAS
@@ -15,6 +16,9 @@ from tests.bench.crowd.presence import Presence
 from tests.bench.crowd.world import Counts, Plan, World
 
 RECENT = 200
+TELL_S = 15.0
+PROBE_LASTS_S = 40.0
+"""The last useful group has so long to spread."""
 TICK_S = 5.0
 
 
@@ -47,8 +51,8 @@ class Crowd:
     def honest(self) -> list[Node]:
         return [it for it in self.alive if isinstance(it, Node)]
 
-    def live(self) -> None:
-        """From the first node's start to the end of the plan."""
+    def live(self, tell: Callable[[Crowd], None] | None = None) -> None:
+        """From the first node's start to the end of the plan. `tell` is called every TELL_S of what is measured."""
         plan, world = self.plan, self.world
         hostile = round(plan.nodes * plan.hostile)
         joining = [*[True] * hostile, *[False] * (plan.nodes - hostile)]
@@ -60,10 +64,13 @@ class Crowd:
         self._replace_later()
         world.run(plan.warm_s)
         self._measure()
-        probes = max(int((plan.seconds - plan.warm_s) / plan.probe_s) - 2, 1)
-        for number in range(probes):
+        probes = int((plan.seconds - plan.warm_s - PROBE_LASTS_S) / plan.probe_s) + 1
+        for number in range(max(probes, 1)):
             world.at(number * plan.probe_s, self._probe)
-        world.run(plan.seconds)
+        while world.now < plan.seconds:
+            world.run(min(world.now + TELL_S, plan.seconds))
+            if tell is not None:
+                tell(self)
 
     def _join(self, hostile: bool) -> None:
         kind = KINDS[self._kinds % len(KINDS)] if hostile else Node
@@ -145,7 +152,7 @@ class Crowd:
         author = self.world.rng.choice(honest)
         group = self.make(author, 0.9, rare=True)
         self.probes[group.id] = Probe(self.world.now, {node.peer for node in honest if node is not author})
-        author.publish(group)
+        author.offer_own(group)
 
     def reached(self, group: Made, node: Node, hops: int) -> None:
         probe = self.probes.get(group.id)

@@ -29,6 +29,11 @@ class Hostile(Presence):
         self.world.at(self.world.rng.uniform(0, 2), self.beat)
         self.world.at(self.world.rng.uniform(0, EVERY_S), self._act)
 
+    @property
+    def readers(self) -> int:
+        """None, it says: so others read it."""
+        return 0
+
     def tells(self, announcements: list[Announcement]) -> list[Announcement] | None:
         return [it for it in announcements if self.crowd.members[it.peer].hostile]
 

@@ -18,7 +18,8 @@ from swarm.types import Announcement, PeerId
 from tests.builders import MANIFEST, MEMBERSHIP
 
 BITS = 160
-SAMPLES = 60
+SPLIT = 5
+SAMPLES = 200
 """Lookups of which the cost is taken."""
 
 
@@ -61,8 +62,8 @@ class Places:
 
     def known_near(self, place: int, target: int, rng: random.Random) -> list[PeerId]:
         """Whom the peer at `place` names: of those that share more with the target than itself, as many as a bucket of
-        its table has, then of the others."""
-        prefix = min(BITS - (place ^ target).bit_length() + 1, BITS)
+        its table has, then of the others. Its buckets are split to a depth that SPLIT divides, as hivemind's are."""
+        prefix = min(-(-(BITS - (place ^ target).bit_length() + 1) // SPLIT) * SPLIT, BITS)
         told: list[int] = []
         while prefix >= 0 and len(told) < MAX_TOLD:
             others = sorted(set(self.near(target, prefix)) - {place, *told}, key=target.__xor__)

@@ -49,7 +49,7 @@ class Node(Presence):
             max_age_s=LIMITS.max_age_s * RELAYED_AGE,
             max_clock_skew_s=LIMITS.max_clock_skew_s,
         )
-        self.shelf = Shelf(rules, SETTINGS.relay_groups_per_s, world.now)
+        self.shelf: Shelf = Shelf(rules, SETTINGS.relay_groups_per_s, world.now)
         self.wishes = Wishes(rules, self.standing.banned)
         self.cursors: dict[PeerId, tuple[bytes, int]] = {}
         self.known: set[GroupId] = set()
@@ -160,8 +160,18 @@ class Node(Presence):
     def produce(self) -> None:
         if self.alive:
             plan, crowd = self.world.plan, self.crowd
-            self.publish(crowd.make(self, use=crowd.typical_use()))
+            self.offer_own(crowd.make(self, use=crowd.typical_use()))
             self.world.at(self.world.rng.expovariate(plan.groups_per_s), self.produce)
+
+    def offer_own(self, group: Made) -> None:
+        """As the loop `produce` does: in the log, and on the shelf if it is outstanding."""
+        self.publish(group)
+        own = Carried(sender=self.peer, body=group.body, signature=group.signature, group=group)
+        self.shelf.made(own, group, self._use_of(group), self.world.now, self.world.wall)
+        self.offer()
+
+    def _use_of(self, group: Made) -> float:
+        return group.use if group.rare else group.use * self.world.rng.random()
 
     def received(self, group: Made, sender: PeerId, hops: int) -> None:
         self.table.heard(sender)
@@ -192,12 +202,11 @@ class Node(Presence):
                 self.strike(sender if reason in UNSIGNED or not group.valid else group.group.origin)
             return
         self.known.add(group.id)
-        use = group.use if group.rare else group.use * self.world.rng.random()
+        use = self._use_of(group)
         if group.rare:
             self.crowd.reached(group, self, hops)
         received = Carried(sender=sender, body=group.body, signature=group.signature, hops=hops, group=group)
         self.uses.thanked(sender, use)
-        assert self.shelf is not None
         self.shelf.add(received, group, use, self.world.now, self.world.wall, self.turns.short)
         self.offer()
 

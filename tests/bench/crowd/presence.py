@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from swarm.net.directory import DRAW_HEARTBEATS
+from swarm.net.holders import Holders
 from swarm.net.peertable import HEARTBEATS, PeerTable
 from swarm.net.records import place_of
 from swarm.net.relay import Shelf
-from swarm.net.relaying import FIRST_OFFERS
 from swarm.net.shards import LEVELS, levels_of, shard_of
 from swarm.net.storage import ASKING, RecordStorage
 from swarm.net.streams import MAX_STREAMS, STREAM_S, first_cursor
@@ -64,6 +64,7 @@ class Presence:
         self.storage = RecordStorage(
             crowd.believed, int(place_of(self.peer)), rng, self.world.clock, self.table.announced
         )
+        self._holders = Holders(self.world.clock)
         self.shelf: Shelf | None = None
         self._log: list[Made] = []
         self._readers: dict[PullStream, _Reader] = {}
@@ -96,6 +97,7 @@ class Presence:
             model="model",
             tokenizer="bytes",
             issued_at=world.wall,
+            readers=self.readers,
         )
         value = self.crowd.believed.value(current)
         expires_at = current.issued_at + HEARTBEATS * HEARTBEAT_S
@@ -104,15 +106,24 @@ class Presence:
         world.at(HEARTBEAT_S * rng.uniform(0.9, 1.0), self.beat)
 
     def _store(self, level: int, value: bytes, expires_at: float) -> None:
+        """As `swarm.net.dht.DHT.store`."""
         crowd = self.crowd
         key = key_of(level, shard_of(self.peer, level))
-        crowd.look_up(self, key)
+        holders = self._holders.of(key)
+        if holders is None:
+            crowd.look_up(self, key)
+            holders = tuple(holder.peer for holder in crowd.holders(key))
+            self._holders.found(key, holders)
         crowd.count_store()
         ASKING.set(self.peer)
-        for holder in crowd.holders(key):
+        missed = 0
+        for holder in map(crowd.members.__getitem__, holders):
             crowd.call(self, holder, Sizes.store, 60)
-            if not self.world.lost():
+            arrives = holder.alive and not self.world.lost()
+            missed += not arrives or self.world.lost()
+            if arrives:
                 holder.storage.store_subkey(key, self.peer, value, expires_at)
+        self._holders.missed(key, missed)
 
     def tells(self, announcements: list[Announcement]) -> list[Announcement] | None:
         """What it answers when these lie with it; None for nothing."""
@@ -124,6 +135,11 @@ class Presence:
         self._log.append(group)
         for reader in list(self._readers.values()):
             self._send(reader)
+
+    @property
+    def readers(self) -> int:
+        """Peers that read our log; a hostile node says what it likes (`hostile`)."""
+        return sum(stream.is_current(it.age) for stream, it in self._readers.items())
 
     def serve_pull(self, stream: PullStream, asked: Pull) -> None:
         self._forget_old()
@@ -159,7 +175,7 @@ class Presence:
         if self.shelf is None or len(self._choosers) >= MAX_STREAMS:
             self.world.at(self.world.latency(), stream.end, stream.age, True)
             return
-        number = max(self.shelf.head - FIRST_OFFERS, 0)
+        number = self.shelf.start(self.world.now)
         chooser = self._choosers[stream] = _Chooser(stream, stream.age, number)
         self.world.at(STREAM_S, stream.end, stream.age, False)
         self._offer(chooser, self.shelf)

@@ -55,9 +55,9 @@ class Report:
 
 
 def report(crowd: Crowd) -> Report:
-    """After `Crowd.live`."""
+    """As far as it has lived."""
     plan, counts, honest = crowd.plan, crowd.world.counts, crowd.honest
-    seconds = plan.seconds - plan.warm_s
+    seconds = crowd.world.now - plan.warm_s
     traffic = [it.traffic for it in crowd.alive]
     node_s = max(counts.node_seconds, 1.0)
     honest_s = max(counts.honest_seconds, 1.0)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from swarm.errors import WireError
-from swarm.net.following import MAX_WINDOW, WINDOW_S, Attempts, backlog
+from swarm.net.following import LAST_RETRY_S, MAX_WINDOW, WINDOW_S, Attempts, backlog
 from swarm.net.rates import Ticket
 from swarm.net.relay import ASK_S, MAX_ASKED, Asked
-from swarm.net.relay_reader import ASK_BATCH
+from swarm.net.relay_reader import ASK_BATCH, RECHECK_S
 from swarm.types import GroupId
 from swarm.wire.codec import Pull
 from swarm.wire.relay import Offer
@@ -57,9 +57,9 @@ class Stream(ABC):
         else:
             self.world.at(pause, self.open)
 
+    @abstractmethod
     def gave_up(self) -> None:
-        """Nobody tries again."""
-        self.close()
+        """It has failed too often in a row."""
 
     def close(self) -> None:
         self._clear()
@@ -138,8 +138,8 @@ class PullStream(Stream):
 
 
 class RelayStream(Stream):
-    """As `swarm.net.relay_reader.RelayReader.read`. Looks again at what others were asked for when that is overdue, and
-    not every second."""
+    """As `swarm.net.relay_reader.RelayReader.read`. Looks again at what others were asked for when that is overdue or
+    their stream breaks, and not every second."""
 
     relayed = True
 
@@ -154,6 +154,13 @@ class RelayStream(Stream):
     def _clear(self) -> None:
         super()._clear()
         self.reader.wishes.left(self.peer)
+        if self._asked.waiting:
+            self.world.at(self.world.rng.uniform(0, RECHECK_S), self.reader.look_again)
+            self._asked = Asked()
+
+    def gave_up(self) -> None:
+        """Its log decides whether it is followed."""
+        self.world.at(LAST_RETRY_S, self.open)
 
     def offered(self, offers: Sequence[Offer]) -> None:
         for offer in offers:
@@ -213,7 +220,8 @@ class RelayStream(Stream):
     def _worth_asking(self, limit: int) -> list[Offer]:
         wishes = self.reader.wishes
         while True:
-            offers = wishes.choose(self.peer, limit, self.world.now, self.world.wall)
+            waits = self.reader.turns.log_waits(self.peer)
+            offers = wishes.choose(self.peer, limit, self.world.now, self.world.wall, waits)
             known = [offer.id for offer in offers if offer.id in self.reader.known]
             if not known:
                 return offers

@@ -26,6 +26,9 @@ class Turns:
     def short(self) -> bool:
         return self._shares.short
 
+    def log_waits(self, peer: PeerId) -> bool:
+        return self._shares.log_waits(peer)
+
     def take(self, peer: PeerId, groups: int, relayed: bool, act: Callable[..., None], *args: Any) -> Ticket:
         ticket = self._shares.ask(peer, groups, 0, self._world.now, relayed)
         self._acts[ticket] = act, args
@@ -39,8 +42,8 @@ class Turns:
         self._acts.pop(ticket, None)
         self._shares.withdraw(ticket)
 
-    def _wake(self) -> None:
-        if self._next <= self._world.now:
+    def _wake(self, due: float) -> None:
+        if self._next == due:  # Not by the clock, which may be a rounding short of it.
             self._next = -1.0
             self._serve()
 
@@ -54,4 +57,4 @@ class Turns:
         wake = now + max(self._shares.wait_s(now), 0.001)
         if self._next < now or wake < self._next:
             self._next = wake
-            self._world.at(wake - now, self._wake)
+            self._world.at(wake - now, self._wake, wake)
