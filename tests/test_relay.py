@@ -515,6 +515,16 @@ async def test_what_is_offered_is_asked_for_and_comes_then_the_news(tmp_path: Pa
     assert end.error is None
 
 
+async def test_what_a_relay_made_itself_comes_from_it_too(tmp_path: Path) -> None:
+    relay = relay_of(Shelf(replace(RULES, outstanding=1.0), 1000.0, time.monotonic()))
+    end, own = Reading(), made(0)
+    async with reading(tmp_path / "s", relay, end):
+        relay.made(received(own, sender=C), own, 0.5)
+        await until(lambda: len(end.got) == 1)
+        assert (end.got[0].body, end.got[0].hops) == (own.body, 1)
+    assert end.error is None
+
+
 async def test_a_newcomer_is_offered_the_newest(tmp_path: Path) -> None:
     groups = [made(index) for index in range(FIRST_OFFERS + 10)]
     end = Reading()

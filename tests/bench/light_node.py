@@ -42,6 +42,8 @@ class LightNode:
         self.task, self.log = task, MemoryLog(4096)
         self.identity = Identity.load_or_create(directory / "identity.key")
         self._made, self._steps, self._longest = 0, 0, 0.0
+        self._me = psutil.Process()
+        self._daemon: psutil.Process | None = None
         self._got: dict[PeerId, list[int]] = {}
         self._known: set[GroupId] = set()
         self._pulled: Counter[tuple[PeerId, GroupId]] = Counter()
@@ -112,8 +114,14 @@ class LightNode:
             self._steps += 1
             self._longest = max(self._longest, time.monotonic() - begin)
 
+    def _daemon_mb(self) -> float:
+        """The daemon is looked for once: that goes through all processes of the machine, and reports are asked for all
+        the time."""
+        if self._daemon is None or not self._daemon.is_running():
+            self._daemon = next((child for child in self._me.children() if child.name() == "p2pd"), None)
+        return self._daemon.memory_info().rss / 1e6 if self._daemon is not None else 0.0
+
     def report(self) -> Report:
-        me = psutil.Process()
         latencies, self._latencies = self._latencies, []
         return Report(
             peers=[peer.peer for peer in self.exchange.peers()],
@@ -124,8 +132,8 @@ class LightNode:
             latencies_s=latencies,
             steps=self._steps,
             longest_step_s=self._longest,
-            rss_mb=me.memory_info().rss / 1e6,
-            daemon_mb=sum(child.memory_info().rss for child in me.children() if child.name() == "p2pd") / 1e6,
+            rss_mb=self._me.memory_info().rss / 1e6,
+            daemon_mb=self._daemon_mb(),
         )
 
     async def obey(self) -> None:
