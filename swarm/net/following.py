@@ -34,10 +34,10 @@ QUEUE_GROUPS = 32
 WINDOW_S, MAX_WINDOW = 0.1, 256
 """Groups that a publisher may send before we say more: what we want in so long."""
 BACKLOG_S, MIN_BACKLOG = 30.0, 1
-"""When more are waiting in a log than we want of it in so long, the oldest are skipped. How many are read is a matter of
-what we want, whichever they are; the newest are the ones that nobody else has passed on yet, and that are worth most
-to a learner. So a reader that is short has a backlog of one, and what it skips comes by the relay if it is outstanding
-(`Shelf.made`). Half a minute is what lets a reader whose stream broke go on without a gap."""
+"""When more are waiting in a log than we want of it in so long, the oldest are skipped. How many are read is a matter
+of what we want, whichever they are; the newest are those that nobody has passed on yet, and that are worth most to a
+learner. So a reader that is short has a backlog of one, and what it skips comes by the relay if it is outstanding
+(`Shelf.made`). Half a minute lets a reader whose stream broke go on without a gap."""
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 30.0
 MAX_FAILURES = 6
 """In a row, about a minute: then another peer gets the place."""
