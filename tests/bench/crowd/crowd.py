@@ -115,8 +115,12 @@ class Crowd:
             self.call(by, other, Sizes.find, Sizes.found)
 
     def call(self, by: Presence, to: Presence, size: int, answer: int) -> None:
-        """One request and its answer; counted only."""
+        """One request and its answer, if anybody is there; counted only."""
         by.traffic.sent(size)
+        if not to.alive:
+            self.world.counts.directory_messages += self.world.measuring
+            self.world.counts.directory_bytes += size * self.world.measuring
+            return
         to.traffic.got(size)
         to.traffic.sent(answer)
         by.traffic.got(answer)
