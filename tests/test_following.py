@@ -85,6 +85,9 @@ class SlowToServe:
     async def connect(self, peer: PeerId, addresses: object) -> None:
         pass
 
+    async def value(self, peer: PeerId, valued: bool) -> None:
+        pass
+
     async def open_stream(self, peer: PeerId, protocol: str) -> tuple[asyncio.StreamReader, Any]:
         if protocol == RELAY:
             self.asked_at.append(asyncio.get_running_loop().time())
