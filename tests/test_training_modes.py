@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from node.algorithms import LearnerConfig
+from node.algorithms import DppoTv, LearnerConfig, NoGate, ReceiverBaseline
 from node.config import PolicyConfig
 from node.engine.flops import peak_flops, useful_flops
 from node.engine.layers import Recomputed, compile_layers, deterministic, layers_of
 from node.engine.logprobs import TokenScores
 from node.engine.packing import share_rows
 from node.engine.policy import Policy, load_policy
+from node.engine.updates import Rules, Updates
 from node.rl.batch import pack
 from node.rl.samples import TokenRow
 from swarm.errors import PolicyError
@@ -167,3 +168,23 @@ def test_useful_operations_are_counted() -> None:
 
 def test_a_cpu_has_no_peak_that_is_known() -> None:
     assert peak_flops(torch.device("cpu")) is None
+
+
+class Two:
+    def all(self, values: np.ndarray) -> list[np.ndarray]:
+        return [values, values]
+
+
+@pytest.mark.parametrize("changes", [{"weights": "bfloat16"}, {"optimizer": "adamw_8bit"}, {"offload_optimizer": True}])
+def test_what_one_device_can_only(directory: Path, changes: dict[str, Any]) -> None:
+    ((key, _),) = changes.items()
+    rules = Rules(
+        objective=DppoTv(),
+        foreign=ReceiverBaseline(),
+        foreign_gate=NoGate(),
+        learner=LearnerConfig(**changes),
+        temperature=1.0,
+        autocast=False,
+    )
+    with pytest.raises(PolicyError, match=rf"learner\.{key} = .*: a learner on several devices has"):
+        Updates(loaded(directory).model, rules, Two())

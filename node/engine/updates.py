@@ -33,6 +33,7 @@ from node.rl.lessons import Lesson, lessons
 from node.rl.loss import LossSums, batch_limit, finish_metrics, micro_batch_loss
 from node.rl.objective import LIMITS, Denominators
 from node.rl.samples import RowPlan, TokenRow
+from swarm.errors import PolicyError
 from swarm.types import PeerId, PolicyVersion
 
 
@@ -109,6 +110,7 @@ class Updates:
         self._recomputed = Recomputed(model) if learner.recompute_activations else None
         if learner.compile:
             compile_layers(model)
+        _check_alone(learner, self._team)
         self._masters = masters_of(model, self.trained, learner)
         self.optimizer = make_optimizer(self.masters.values(), learner)
 
@@ -303,3 +305,11 @@ class Updates:
 
     def _everybodys(self, sums: Sequence[LossSums]) -> list[LossSums]:
         return [LossSums.of_array(values) for values in self._team.all(LossSums.total(sums).to_array())]
+
+
+def _check_alone(learner: LearnerConfig, team: Team) -> None:
+    """Raises PolicyError for what has not been made for several devices."""
+    alone = {"weights": "float32", "optimizer": "adamw", "offload_optimizer": False}
+    for key, only in alone.items():
+        if not isinstance(team, Alone) and (value := getattr(learner, key)) != only:
+            raise PolicyError(f"learner.{key} = {value!r}: a learner on several devices has {only!r} only")
