@@ -150,7 +150,9 @@ async def nodes(
 
 
 def events(log: Path) -> Iterator[dict[str, Any]]:
-    """Of a log in JSON lines; a last one that a kill cut off, and what libraries print, are no events."""
+    """Of a log in JSON lines, if it is there; a last line that a kill cut off, and what libraries print, are none."""
+    if not log.exists():  # killed before it could open it
+        return
     for line in log.read_text(errors="replace").splitlines():
         with suppress(ValueError):
             event = json.loads(line)
