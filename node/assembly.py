@@ -19,6 +19,7 @@ from node.holds import Holds
 from node.intake import Intake
 from node.journal import GroupJournal
 from node.learning import Learning
+from node.pool import RolloutPool
 from node.precedents import Precedents
 from node.producer import Author, Producer
 from node.progress import Progress
@@ -40,6 +41,8 @@ class Mind:
     progress: Progress
     trainer: PolicyTrainer
     generator: Generator
+    precedents: Precedents
+    pool: RolloutPool
     learning: Learning
     running: Holds
     """Held while the node is paused."""
@@ -53,7 +56,6 @@ class Hands:
     author: Author
     producer: Producer
     intake: Intake
-    precedents: Precedents
 
 
 def trainer_of(config: NodeConfig, policy: Policy, probe: np.ndarray | None, version: PolicyVersion) -> PolicyTrainer:
@@ -123,7 +125,6 @@ def hands_of(
         ledger=progress.ledger,
         times=mind.times,
     )
-    precedents = Precedents(config.pool)
     intake = Intake(
         me=identity.peer_id,
         manifest=manifest,
@@ -135,8 +136,8 @@ def hands_of(
         tracker=progress.tracker,
         version=lambda: trainer.version,
         ledger=progress.ledger,
-        precedents=precedents,
+        precedents=mind.precedents,
         banned=standing.banned,
         wall_clock=wall_clock,
     )
-    return Hands(author=author, producer=producer, intake=intake, precedents=precedents)
+    return Hands(author=author, producer=producer, intake=intake)

@@ -65,6 +65,8 @@ COMMANDS: Mapping[str, Command] = {
     "status": Command("node.commands.status", "show what a running node is doing"),
     "seed": Command("node.commands.seed", "make the built-in seed model"),
     "eval": Command("node.commands.evaluate", "measure a model on the held-out tasks"),
+    "rollouts": Command("node.commands.rollouts", "show and export what a node sampled and received"),
+    "checkpoints": Command("node.commands.checkpoints", "show what a node wrote down, and pin it"),
     "export": Command("node.commands.export", "write what a node has learned as a model"),
     "bench": Command("node.commands.bench", "compare ways to learn, in experiments that can be repeated"),
     "config": Command("node.commands.config", "check a config file and print what it amounts to"),

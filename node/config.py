@@ -8,6 +8,7 @@ fine-tuning of small models; every number's source is given where it is used (no
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -252,11 +253,28 @@ class SwarmConfig(Table):
 class JournalConfig(Table):
     max_groups: PositiveInt = 20_000
     """Groups kept, own and foreign; the oldest go first."""
+    max_mib: Annotated[int, Field(ge=16)] = 2048
+    """MiB of them, on disk. Beside it there is a write-ahead log, of up to 64 MiB as a rule."""
+    max_age_h: NonNegativeFloat = 168.0
+    """Hours since they were journalled after which they go; 0 for however old. No peer takes what is older than its
+    limits.max_age_s: the rest is for `swarm-node rollouts`."""
+
+    @property
+    def max_bytes(self) -> int:
+        return self.max_mib << 20
+
+    @property
+    def max_age_s(self) -> float:
+        return self.max_age_h * 3600 or math.inf
 
 
 class CheckpointConfig(Table):
     every_steps: PositiveInt = 50
     keep: PositiveInt = 2
+    """The newest ones. Those that are pinned stay beside them (`swarm-node checkpoints`)."""
+    keep_best: NonNegativeInt = 1
+    """... and so many of the best: by the newest evaluation before they were written, or, as long as there is none, by
+    the moving average of own rewards."""
 
 
 class DiskConfig(Table):

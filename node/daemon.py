@@ -20,6 +20,7 @@ import uvloop
 
 from node.appetite import Appetite
 from node.assembly import Hands, Mind, hands_of, trainer_of
+from node.backlog import Backlog
 from node.checkpoint import CheckpointStore
 from node.clock import ClockWatch
 from node.config import NodeConfig, NoExchange
@@ -27,7 +28,7 @@ from node.datadir import DataDirectory
 from node.disk import DiskWatch, next_checkpoint
 from node.engine.devices import learner_devices
 from node.engine.opening import choose, open_generator
-from node.engine.policy import load_policy, prepare_process
+from node.engine.policy import Policy, load_policy, prepare_process
 from node.evaluation import Evaluation
 from node.exit_codes import SOFTWARE
 from node.holds import Holds
@@ -38,6 +39,7 @@ from node.logs import ids
 from node.metrics import MetricsLog
 from node.operated import RunningNode
 from node.pool import RolloutPool
+from node.precedents import Precedents
 from node.progress import SAMPLING_RNG, Progress
 from node.resources import Resources
 from node.rl.demand import announced_values
@@ -56,6 +58,7 @@ from swarm.net.memory import Hub
 from swarm.net.standing import Standing
 from swarm.tasks.base import Judge
 from swarm.tasks.judge import ProcessJudge
+from swarm.types import RolloutGroup
 from swarm.wire.identity import Identity
 
 T = TypeVar("T")
@@ -120,7 +123,11 @@ async def open_node(
     stack.enter_context(data.lock())
     identity = Identity.load_or_create(data.identity)
     opened, room = _Opening(stack), Holds()
-    journal = await opened(Journal.open(data.journal, config.journal.max_groups, room), "the journal")
+    kept = config.journal
+    journal = await opened(
+        Journal.open(data.journal, kept.max_groups, room, max_bytes=kept.max_bytes, max_age_s=kept.max_age_s),
+        "the journal",
+    )
     specs = task_specs(config)
     judge = await opened(ProcessJudge(specs, timeout_s=config.score_timeout_s), "the judge")
     # Strangers' texts are judged apart: what they make hang holds up nothing of ours.
@@ -130,7 +137,7 @@ async def open_node(
     manifest, membership = swarm.agreed(judge.sources)
     standing = Standing(time.monotonic, data.standing)
     stack.callback(standing.save)
-    mind, parts, metrics_log = await _open_mind(config, opened, data, judge, manifest, standing)
+    mind, backlog, parts, metrics_log = await _open_mind(config, opened, data, judge, manifest, standing, journal)
     join = join or _exchange(config, data, standing, mind, parts.network, wall_clock)
     exchange = await opened(join(identity, membership, journal), "the network")
     hands = hands_of(
@@ -142,7 +149,19 @@ async def open_node(
         config.disk, data.path, room, lambda: next_checkpoint(data.checkpoints, parameters), mind.progress.ledger.warn
     )
     node = _assemble(
-        config, journal, judge, mind, hands, exchange, standing, metrics_log, disk, parts, clock_watch, stopping
+        config,
+        journal,
+        backlog,
+        judge,
+        mind,
+        hands,
+        exchange,
+        standing,
+        metrics_log,
+        disk,
+        parts,
+        clock_watch,
+        stopping,
     )
     rpc = await opened(RpcServer(config.rpc, node), "the operator's service")
     stack.enter_context(data.serving(rpc.address))
@@ -158,9 +177,10 @@ async def _open_mind(
     judge: Judge,
     manifest: Manifest,
     standing: Standing,
-) -> tuple[Mind, Parts, MetricsLog]:
-    """From the newest checkpoint, where there is one."""
-    store = CheckpointStore(data.checkpoints, config.checkpoint.keep)
+    journal: Journal,
+) -> tuple[Mind, Backlog, Parts, MetricsLog]:
+    """From the newest checkpoint, where there is one, and from the journal what it refers to."""
+    store = CheckpointStore(data.checkpoints, config.checkpoint.keep, config.checkpoint.keep_best)
     checkpoint = await asyncio.to_thread(store.latest)
     devices = learner_devices(config.policy, config.learner)
     model_dir = checkpoint.model_dir if checkpoint else None
@@ -193,6 +213,16 @@ async def _open_mind(
     generator = await opened(engine, "the engine")
     running = Holds()
     metrics_log = MetricsLog(data.metrics, warn=ledger.warn)
+    precedents = Precedents(config.pool)
+    pool = RolloutPool(config.pool, progress.drawing_rng, ledger.counters, standing, precedents, heard=progress.hear)
+    backlog = Backlog(
+        journal,
+        pool,
+        judge,
+        ours=lambda group, own: _is_ours(group, own, manifest, progress.fingerprint, policy),
+        max_age_s=config.pool.foreign_max_age_s,
+    )
+    await backlog.restore(checkpoint.state if checkpoint else None)
     learning = Learning(
         policy=policy,
         trainer=trainer,
@@ -206,22 +236,32 @@ async def _open_mind(
         appetite=Appetite(config.pool.foreign_groups),
         reload=partial(load_policy, config.policy.model_copy(update={"device": "cpu"})),
         times=times,
+        outstanding=backlog,
     )
     mind = Mind(
         policy=policy,
         progress=progress,
         trainer=trainer,
         generator=generator,
+        precedents=precedents,
+        pool=pool,
         learning=learning,
         running=running,
         times=times,
     )
-    return mind, parts, metrics_log
+    return mind, backlog, parts, metrics_log
+
+
+def _is_ours(group: RolloutGroup, own: bool, manifest: Manifest, model: str, policy: Policy) -> bool:
+    """A group of the journal: whether it is of this swarm and, if we made it, of this policy."""
+    made_by_it = (group.model, group.tokenizer) == (model, policy.codec.fingerprint)
+    return group.swarm == manifest.id and (made_by_it or not own)
 
 
 def _assemble(
     config: NodeConfig,
     journal: Journal,
+    backlog: Backlog,
     judge: Judge,
     mind: Mind,
     hands: Hands,
@@ -238,7 +278,8 @@ def _assemble(
         config=config,
         author=hands.author,
         journal=journal,
-        pool=RolloutPool(config.pool, progress.drawing_rng, progress.ledger.counters, standing, hands.precedents),
+        backlog=backlog,
+        pool=mind.pool,
         producer=hands.producer,
         intake=hands.intake,
         exchange=exchange,

@@ -86,8 +86,6 @@ class Intake:
         overlong = self._precedents.overlong(task, value, signed.group.rollouts)
         self._ledger.counters["overlong_rollouts"] += int(np.count_nonzero(scored & overlong))
         scored &= ~overlong
-        for reward in rewards[scored].tolist():
-            self._tracker.observe_peer(task, reward, version)
         experience = Experience(
             id=signed.id,
             group=signed.group,

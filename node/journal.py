@@ -5,7 +5,11 @@ A group counts only once `append` has returned. What survives then:
 * SIGKILL: every group that was acknowledged, because a commit is in the kernel's hands before it is acknowledged.
 * A power cut: a consistent file that may lack the newest commits (synchronous=NORMAL in WAL mode does not fsync each
   one; FULL would cost an fsync per commit). A cursor is never given out twice even then: each opening durably skips
-  more of them than can have been lost, so a peer that had read a lost group still gets whatever comes next.
+  more of them than can have been lost, so a peer that had read a lost group still gets whatever comes next. What a
+  checkpoint refers to is not among them: `sync` comes before it.
+
+A full disk makes appenders wait, and the node with them, until there is room. Everything else that goes wrong is
+raised: after a failed write or fsync nobody knows what the disk has, and opening the file anew finds out.
 
 Concurrent appenders share a transaction: while one commits, the others queue, and the next commit takes them all.
 """
@@ -15,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -24,8 +29,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from node.experience import Judged
 from node.holds import Holds
-from node.journal_file import MAX_PEERS, Commit, JournalFile, Position, Row, open_journal_file
+from node.journal_file import MAX_PEERS, Bounds, Commit, DiskFull, JournalFile, Position, Row, open_journal_file
+from node.journalled import Private, private_of
 from node.logs import ids
 from swarm.errors import JournalError
 from swarm.net.base import GroupLog, LogEntry
@@ -37,16 +44,32 @@ MAX_PENDING = 512
 """Appends waiting for one commit; further ones wait for room."""
 CURSOR_DELAY_S = 1.0
 """A crash loses at most so much of the cursors' progress, which costs a few duplicates."""
+RETRY_S = 5.0
+"""Between two attempts at what a full disk had no room for."""
+HOLDER = "journal"
+PAGE = 256
+"""Rows that are read at a time."""
 
 
 class GroupJournal(GroupLog, Protocol):
     """What the loops ask of a journal: a log of our own groups for peers to read, that remembers peers' groups too."""
 
-    async def append(self, signed: SignedGroup, rewards: Sequence[float | None], own: bool) -> bool:
+    async def keep(self, judged: Judged) -> bool:
         """Returns True once the group is kept, False if it was there already."""
         ...
 
     async def known(self, id: GroupId) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A moment in a journal's life, as the event loop sees it."""
+
+    epoch: bytes
+    cursor: int
+    """Of the newest group that was kept by then."""
+    untaken: tuple[GroupId, ...]
+    """Of those that were, whose `keep` has not returned yet."""
 
 
 class Journal:
@@ -65,6 +88,9 @@ class Journal:
         self._on_disk = room
         self._ids = OrderedDict.fromkeys(file.ids())
         self._head = file.head()
+        self._newest = file.newest()
+        self._untaken: dict[GroupId, None] = {}
+        self._full = False
         self._advanced = asyncio.Event()
         self._pending: deque[_Append] = deque()
         self._room = asyncio.Semaphore(MAX_PENDING)
@@ -75,17 +101,27 @@ class Journal:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, path: Path, max_groups: int, room: Holds | None = None) -> AsyncIterator[Journal]:
-        """The journal at `path`, made if there is none. Keeps the newest `max_groups` groups, own and foreign. Nothing
-        is appended while `room` is held: appenders wait.
+    async def open(
+        cls,
+        path: Path,
+        max_groups: int,
+        room: Holds | None = None,
+        *,
+        max_bytes: float = math.inf,
+        max_age_s: float = math.inf,
+    ) -> AsyncIterator[Journal]:
+        """The journal at `path`: made if there is none, brought up to date if an older version made it. Keeps the
+        newest `max_groups` groups, own and foreign, as far as they are within the other bounds. Nothing is appended
+        while `room` is held: appenders wait.
 
         A damaged file is set aside as `<path>.damaged-<n>` and a fresh one, with a new epoch, takes its place.
         """
         loop = asyncio.get_running_loop()
         thread = ThreadPoolExecutor(1, "journal")
         try:
+            bounds = Bounds(max_groups=max_groups, max_bytes=max_bytes, max_age_s=max_age_s)
             journal = await loop.run_in_executor(
-                thread, lambda: cls(open_journal_file(path, max_groups), thread, loop, room or Holds())
+                thread, lambda: cls(open_journal_file(path, bounds), thread, loop, room or Holds())
             )
             try:
                 yield journal
@@ -104,35 +140,55 @@ class Journal:
         """Cursor of the newest own group, 0 if there is none."""
         return self._head
 
-    async def append(self, signed: SignedGroup, rewards: Sequence[float | None], own: bool) -> bool:
-        """Returns True once the group is committed, False if it was there already.
+    @property
+    def place(self) -> Place:
+        """Now. Whoever keeps a group and takes note of it before it awaits anything else is never seen in between."""
+        return Place(epoch=self.epoch, cursor=self._newest, untaken=tuple(self._untaken))
 
-        `rewards` are the ones that we computed, None for a rollout without a score. A cancelled append may or may not
-        have been committed.
+    async def keep(self, judged: Judged) -> bool:
+        experience = judged.experience
+        return await self.append(judged.signed, experience.scores, experience.own, private_of(experience))
+
+    async def append(
+        self, signed: SignedGroup, rewards: Sequence[float | None], own: bool, private: Private | None = None
+    ) -> bool:
+        """Returns True once the group is committed, False if it was there already. Waits for room on the disk.
+
+        `rewards` are the ones that we computed, None for a rollout without a score; a group without what is `private`
+        is not learned from again. A cancelled append may or may not have been committed.
         """
         if signed.id in self._ids:
             return False
-        scores = json.dumps([None if reward is None else float(reward) for reward in rewards], allow_nan=False)
-        append = _Append(
-            Row(
-                id=signed.id,
-                origin=signed.group.origin,
-                own=own,
-                created_at=signed.group.created_at,
-                journalled_at=time.time(),
-                body=signed.body,
-                signature=signed.signature,
-                rewards=scores,
-            )
-        )
-        await self._on_disk.wait()
+        row = _row(signed, rewards, own, private)
         async with self._room:
-            self._check_open()
-            self._pending.append(append)
-            self._thread.submit(self._commit_pending)
-            fresh = await asyncio.wrap_future(append.done)
-        log.debug("journalled", extra=ids(group=signed.id, peer=signed.group.origin, own=own))
-        return fresh
+            while True:
+                await self._on_disk.wait()
+                try:
+                    kept = await self._commit(row)
+                except DiskFull as error:
+                    await self._wait_for_room(error)
+                else:
+                    log.debug("journalled", extra=ids(group=signed.id, peer=signed.group.origin, own=own))
+                    self._untaken.pop(row.id, None)
+                    return kept
+
+    async def _commit(self, row: Row) -> bool:
+        self._check_open()
+        append = _Append(row)
+        self._pending.append(append)
+        self._thread.submit(self._commit_pending)
+        return await asyncio.wrap_future(append.done)
+
+    async def _wait_for_room(self, error: DiskFull) -> None:
+        """All appenders wait, and say why; then all of them try again."""
+        if not self._full:
+            log.warning("%s; what was sampled and received waits until there is room", error)
+        self._full = True
+        self._on_disk.hold(HOLDER, f"{error}; what was sampled and received waits until there is room")
+        try:
+            await asyncio.sleep(RETRY_S)
+        finally:
+            self._on_disk.release(HOLDER)
 
     async def flush(self) -> None:
         """Returns once all that was appended is committed."""
@@ -148,6 +204,21 @@ class Journal:
             return ()
         self._check_open()
         return await self._loop.run_in_executor(self._thread, self._file.read, cursor, limit)
+
+    async def rows_of(self, ids: Sequence[GroupId]) -> Mapping[GroupId, Row]:
+        """Those of these groups that are there and undamaged."""
+        self._check_open()
+        return await self._loop.run_in_executor(self._thread, self._file.rows_of, ids)
+
+    async def rows_after(self, cursor: int) -> Sequence[tuple[int, Row]]:
+        """The next groups with their cursors, own and foreign, oldest first; at most PAGE."""
+        self._check_open()
+        return await self._loop.run_in_executor(self._thread, self._file.rows_after, cursor, PAGE)
+
+    async def sync(self) -> None:
+        """Returns when everything that was kept before survives a power cut."""
+        self._check_open()
+        await self._loop.run_in_executor(self._thread, self._file.sync)
 
     async def wait(self, cursor: int) -> int:
         """Returns the head as soon as it is greater than `cursor`."""
@@ -203,7 +274,12 @@ class Journal:
             append.done.set_result(fresh)
 
     def _committed(self, commit: Commit) -> None:
+        if self._full:
+            log.info("journal %s has room again", self._file.path)
+            self._full = False
         self._ids.update((id, None) for id in commit.ids)
+        self._untaken.update((id, None) for id in commit.ids)
+        self._newest = max(self._newest, commit.newest)
         for _ in range(commit.pruned):
             self._ids.popitem(last=False)
         if commit.head > self._head:
@@ -226,6 +302,25 @@ class Journal:
             self._timer.cancel()
             self._save_cursors()
         await self._loop.run_in_executor(self._thread, self._file.close)
+
+
+def _row(signed: SignedGroup, rewards: Sequence[float | None], own: bool, private: Private | None) -> Row:
+    scores = [None if reward is None else float(reward) for reward in rewards]
+    return Row(
+        id=signed.id,
+        origin=signed.group.origin,
+        own=own,
+        created_at=signed.group.created_at,
+        journalled_at=time.time(),
+        body=signed.body,
+        signature=signed.signature,
+        rewards=json.dumps(scores, allow_nan=False),
+        source=signed.group.task.source,
+        best=max((score for score in scores if score is not None), default=None),
+        value=private.value if private else None,
+        version=private.version if private else None,
+        sampled=private.sampled if private else None,
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

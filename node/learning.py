@@ -1,23 +1,27 @@
 """The learner's side of a node: what it draws, what a step leaves behind, and how all of it is kept.
 
-Everything that a node has learned is here: weights, optimiser, tracker, sampler, counters. A checkpoint is taken
-between two steps, so that its parts belong together.
+Everything that a node has learned is here: weights, optimiser, tracker, sampler, counters. A checkpoint is a copy that
+is taken between two steps, so that its parts belong together, and is written while the next steps are made.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import torch
 
 from node.algorithms import ForeignConfig
 from node.appetite import Appetite
-from node.checkpoint import CheckpointStore
+from node.backlog import Outstanding
+from node.checkpoint import CheckpointStore, Score
 from node.config import CheckpointConfig
 from node.divergence import GoBack
 from node.engine.base import StepReport, Weights
@@ -30,13 +34,14 @@ from node.logs import ids
 from node.metrics import MetricsLog
 from node.pool import RolloutPool
 from node.progress import Progress
+from node.rl.average import Average
 from node.rl.foreign import FOREIGN
 from node.rl.lessons import credits
 from node.time_account import CHECKPOINT, OWN_GROUPS, PAUSED, WEIGHTS, WORKING, Times
 from node.way_back import Reload, go_back
 from swarm.errors import CheckpointError
 from swarm.net.standing import Standing
-from swarm.types import PeerId, PolicyVersion, Task
+from swarm.types import GroupId, PeerId, PolicyVersion, Task
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -44,6 +49,22 @@ log = logging.getLogger(__name__)
 HOLDER = "divergence"
 POISONED = Standing.TRUSTED
 """Trust that a peer loses for a step that its groups made impossible. Who has none to lose is struck for it."""
+REWARD_STEPS = 50
+"""That the moving average of own rewards goes back, by which checkpoints are compared before anything is evaluated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Copy:
+    """All that goes into a checkpoint, as it was between two steps."""
+
+    step: int
+    weights: Mapping[str, torch.Tensor]
+    tensors: Mapping[str, torch.Tensor]
+    state: Callable[[], dict[str, Any]]
+    """Makes the JSON of then, in any thread."""
+    score: Score | None
+    spare: Collection[int]
+    """Steps whose checkpoints stay."""
 
 
 class Learning:
@@ -60,6 +81,7 @@ class Learning:
         metrics_log: MetricsLog,
         credit: Callable[[PeerId, float], None],
         appetite: Appetite,
+        outstanding: Outstanding,
         reload: Reload | None = None,
         times: Times | None = None,
     ) -> None:
@@ -79,10 +101,15 @@ class Learning:
         self._trainer.lr_scale = progress.divergence.lr_scale
         self.times = times or Times()
         self._failed = False  # in a step; what it left behind is still there
+        self._outstanding = outstanding
+        self._drawn: dict[GroupId, Experience] = {}
+        self._reward = Average()
         self._last_step = asyncio.get_running_loop().time()
         self._between_steps = asyncio.Lock()
         self._saving = asyncio.Lock()
-        self._saved_at = progress.steps
+        self._copied_at = progress.steps
+        self._unsaved: _Copy | None = None
+        self._copied = asyncio.Event()
         self._stepped = asyncio.Event()
 
     @property
@@ -114,6 +141,7 @@ class Learning:
         if not self._failed:
             return False
         async with self._between_steps:
+            self._drawn.clear()  # the batch may be why
             if await self._trainer.settle():
                 self._failed = False
                 return False
@@ -144,7 +172,9 @@ class Learning:
 
         clock, since = asyncio.get_running_loop().time, self._progress.line_began
         with self.times.learner.during(OWN_GROUPS):
-            return await pool.draw(version, clock, value, demand, since=since)
+            batch = await pool.draw(version, clock, value, demand, since=since)
+        self._drawn.update((experience.id, experience) for experience in batch)
+        return batch
 
     async def prepare(self, batch: Sequence[Experience], version: PolicyVersion) -> PreparedStep:
         """As far as a step of the policy's `version` can be made without the weights."""
@@ -170,6 +200,8 @@ class Learning:
             self._failed = False
             self._progress.steps += 1
             self._progress.version = report.version
+            for experience in batch:
+                self._drawn.pop(experience.id, None)
         ledger = self._progress.ledger
         ledger.counters["foreign_tokens"] += sum(e.group.num_sampled for e in batch if not e.own)
         ledger.counters["foreign_groups_trained"] += sum(not e.own for e in batch)
@@ -197,6 +229,7 @@ class Learning:
         ledger, given_up = self._progress.ledger, self.steps
         async with self._between_steps:
             step = await go_back(order.to, self._store, self._trainer, self._progress, reload)
+            self._drawn.clear()  # what was drawn ahead is of the line that is given up
         text = f"step {given_up}: {order.why}: the policy is that of {_place(step)} again"
         text += f", with {order.lr_scale:.3g} of the rate"
         log.error(text)
@@ -223,6 +256,8 @@ class Learning:
         rate = sum(e.group.num_sampled for e in batch if e.own) / seconds
         self._last_step = now
         self.appetite.stepped(batch, seconds)
+        if "own_reward" in report.metrics:
+            self._reward = self._reward.observe(report.metrics["own_reward"], 1.0 - 1.0 / REWARD_STEPS)
         metrics = report.metrics | {"tokens_per_s": rate} | self._progress.ledger.take_refused_share()
         report = replace(report, metrics=metrics | self._alarmed(metrics) | self._progress.divergence.gauges())
         self._progress.ledger.step(self.steps, report)
@@ -248,34 +283,80 @@ class Learning:
         with self.times.learner.during(WEIGHTS):
             return await self._trainer.weights()
 
-    async def checkpoint_if_due(self) -> None:
-        if self.steps - self._saved_at >= self._config.every_steps:
+    async def copy_if_due(self) -> None:
+        """Takes the copy for the next checkpoint, which `save` writes. Training waits for the copy of the tensors, and
+        never for the disk: as long as the one before is being written, none is due."""
+        due = self.steps - self._copied_at >= self._config.every_steps
+        if due and self._unsaved is None and not self._saving.locked():
             with self.times.learner.during(CHECKPOINT):
-                await self.checkpoint()
+                self._unsaved = await to_its_end(self._copy())
+            self._copied.set()
+
+    async def save(self) -> None:
+        """Writes the next copy down, waiting for one. A disk that fails costs that checkpoint and a warning: the
+        earlier ones are still there, and the next is tried when it is due. Cancelled, it first comes to its end."""
+        await self._copied.wait()
+        self._copied.clear()
+        async with self._saving:
+            copy, self._unsaved = self._unsaved, None
+            if copy is None:  # `checkpoint` has written a newer one
+                return
+            try:
+                await to_its_end(self._write(copy))
+            except CheckpointError as error:
+                log.warning("%s; the node goes on from memory", error)
+                self._progress.ledger.warn(str(error))
+                self._progress.ledger.counters["failed_checkpoints"] += 1
 
     async def checkpoint(self) -> Path:
-        """Writes everything down and returns where. Training waits for the copy of the tensors, not for the disk.
-        Cancelled, it first comes to its end: the next one would sweep away what this one is still writing."""
+        """Writes everything down now and returns where. Raises CheckpointError. Cancelled, it first comes to its end:
+        the next one would sweep away what this one is still writing."""
         async with self._saving:
-            return await to_its_end(self._save())
+            self._unsaved = None
+            return await to_its_end(self._copy_and_write())
 
-    async def _save(self) -> Path:
+    async def _copy_and_write(self) -> Path:
         await self.recover()
+        return await self._write(await self._copy())
+
+    async def _copy(self) -> _Copy:
         async with self._between_steps:
             weights, tensors = await self._trainer.snapshot()
-            step, state = self.steps, self._progress.freeze()
-            tensors |= self._progress.tensors()
-            self._saved_at = step
-            spare = self._progress.divergence.kept
+            # Nothing is awaited from here on: what is known, drawn and waiting is of one moment.
+            state, outstanding = self._progress.freeze(), self._outstanding.state([*self._drawn.values()])
+            self._copied_at = self.steps
+            return _Copy(
+                step=self.steps,
+                weights=weights,
+                tensors=tensors | self._progress.tensors(),
+                state=lambda: state() | outstanding,
+                score=self._score(),
+                spare=self._progress.divergence.kept,
+            )
+
+    async def _write(self, copy: _Copy) -> Path:
+        await self._outstanding.sync()
 
         def write(directory: Path) -> None:
-            self._policy.save(directory, weights)
+            self._policy.save(directory, copy.weights)
 
-        path = await asyncio.to_thread(lambda: self._store.save(step, write, tensors, state(), spare))
-        self._progress.divergence.saved(step)
+        save = self._store.save
+        path = await asyncio.to_thread(
+            lambda: save(copy.step, write, copy.tensors, copy.state(), copy.score, copy.spare)
+        )
+        self._progress.divergence.saved(copy.step)
         self._progress.ledger.counters["checkpoints"] += 1
-        log.info("checkpoint %s", path, extra=ids(step=step))
+        log.info("checkpoint %s", path, extra=ids(step=copy.step))
         return path
+
+    def _score(self) -> Score | None:
+        ledger = self._progress.ledger
+        if ledger.held_out:
+            mean = math.fsum(ledger.held_out.values()) / len(ledger.held_out)
+            return Score(metric="held_out", value=mean, step=ledger.held_out_step)
+        if self._reward.weight:
+            return Score(metric="own_reward", value=self._reward.mean, step=self.steps)
+        return None
 
 
 def _place(step: int | None) -> str:

@@ -37,7 +37,9 @@ COUNTERS: Mapping[str, str] = {
     "dropped_groups": "peers' groups pushed out of a full pool",
     "overlong_rollouts": "peers' rollouts not learned from, because they were needlessly long",
     "gated_rollouts": "peers' rollouts not learned from, because they were too unlikely to us",
+    "replayed_groups": "groups of the journal that a start took up again, because its checkpoint knows nothing of them",
     "checkpoints": "checkpoints written",
+    "failed_checkpoints": "checkpoints that could not be written",
     "weight_updates": "policy versions that the engine took over",
     "engine_restarts": "times that the engine was started again",
     "parity_failures": "updates after which engine and learner differed",
@@ -109,7 +111,7 @@ class Ledger:
     def verdict(self, origin: PeerId, group: GroupId | None, verdict: Verdict) -> None:
         """A group was judged (None: too broken to have an id). Origins beyond the first `max_origins` are counted
         together, under OTHER: a new identity costs a stranger nothing, and must cost us nothing."""
-        origin = self._counted_as(PeerId(_printable(origin)))
+        origin = self._counted_as(PeerId(printable(origin)))
         self._unreported[verdict.admitted] += 1
         if verdict.admitted:
             self.admitted[origin] += 1
@@ -119,9 +121,9 @@ class Ledger:
         self.judgements.append(
             Judgement(
                 origin=origin,
-                group=GroupId(_printable(group or "")),
+                group=GroupId(printable(group or "")),
                 reason=verdict.reason,
-                detail=_printable(verdict.detail),
+                detail=printable(verdict.detail),
                 at=self._clock(),
             )
         )
@@ -152,7 +154,7 @@ class Ledger:
     def warn(self, text: str) -> None:
         """Something that an operator should know and that stops nothing. Said again, it moves to the end and is
         counted; the oldest goes when there are too many."""
-        text = _printable(text)
+        text = printable(text)
         self._warnings[text] = self._warnings.pop(text, 0) + 1
         if len(self._warnings) > self._max_warnings:
             del self._warnings[next(iter(self._warnings))]
@@ -212,6 +214,7 @@ class Ledger:
         return origin
 
 
-def _printable(text: str) -> str:
-    """Bounded, and without what a terminal would obey or protobuf would refuse (control characters, surrogates)."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text[:MAX_TEXT])
+def printable(text: str, most: int | None = MAX_TEXT) -> str:
+    """At most so many characters, and without what a terminal would obey or protobuf would refuse (control characters,
+    directions, surrogates)."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text[:most])

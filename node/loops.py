@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import Callable
 
+from node.backlog import Backlog
 from node.drawing import Drawing
 from node.engine.base import Generator
 from node.evaluation import Evaluation
@@ -34,7 +36,7 @@ async def produce(producer: Producer, journal: GroupJournal, pool: RolloutPool, 
     have a say in the task; nobody is asked."""
     while True:
         judged = await producer.next_group(exchange.peers)
-        await journal.append(judged.signed, judged.experience.scores, own=True)
+        await journal.keep(judged)
         exchange.made(judged.signed, judged.experience.use)
         with producer.times.generator.during(POOL_FULL):
             await pool.put_own(judged.experience)
@@ -56,7 +58,7 @@ async def gather(exchange: Exchange, intake: Intake, journal: GroupJournal, pool
         findings, judged = await intake.judge(received)
         if judged is None:
             exchange.blame(findings.origin, findings.verdict)
-        elif await journal.append(judged.signed, judged.experience.scores, own=False):
+        elif await journal.keep(judged):
             pool.put_foreign(judged.experience)
             exchange.thank(received, judged.signed, judged.experience.use)
 
@@ -72,8 +74,24 @@ async def train(drawing: Drawing, learning: Learning, generator: Generator, max_
                 async with generator.make_room():
                     await learning.step(batch.groups, batch.prepared)
             await generator.load(await learning.weights())
-            await learning.checkpoint_if_due()
+            await learning.copy_if_due()
     await learning.checkpoint()
+
+
+async def save(learning: Learning) -> None:
+    """Beside the four: the copies that `train` takes -> checkpoints. Waits for the next one, and for the disk."""
+    while True:
+        await learning.save()
+
+
+async def replay(backlog: Backlog, pool: RolloutPool, counters: Counter[str]) -> None:
+    """Before the first of `produce`: journal -> pool, what the checkpoint knows nothing of. Waits for room in it."""
+    async for experience in backlog.replay():
+        counters["replayed_groups"] += 1
+        if experience.own:
+            await pool.put_own(experience)
+        else:
+            pool.put_foreign(experience)
 
 
 async def evaluate(evaluation: Evaluation, learning: Learning, every_steps: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 import threading
 import time
 from collections import deque
@@ -119,5 +120,21 @@ class MetricsLog:
         size = self._path.stat().st_size if self._path.exists() else 0
         if size and size + len(text) > self._max_bytes:  # json.dumps writes ASCII: characters are bytes
             self._path.replace(self._path.with_name(self._path.name + ".1"))
-        with self._path.open("a", encoding="ascii") as file:
-            file.write(text)
+        # Half a line may be there: of a crash, or of a full disk on which not even this could be undone.
+        data = b"\n" * self._torn() + text.encode("ascii")
+        with self._path.open("ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                while data:
+                    data = data[file.write(data) :]
+            except OSError:
+                os.truncate(self._path, end)
+                raise
+
+    def _torn(self) -> bool:
+        try:
+            with self._path.open("rb") as file:
+                file.seek(-1, os.SEEK_END)
+                return file.read(1) != b"\n"
+        except OSError:  # there is none, or it is empty
+            return False

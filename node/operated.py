@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from node.backlog import Backlog
 from node.clock import ClockWatch
 from node.config import NodeConfig, P2PExchange
 from node.disk import DiskWatch
@@ -21,7 +22,7 @@ from node.intake import Intake
 from node.journal import Journal
 from node.learning import Learning
 from node.ledger import Ledger
-from node.loops import evaluate, gather, produce, share, train
+from node.loops import evaluate, gather, produce, replay, save, share, train
 from node.metrics import LoopDelay, MetricsLog
 from node.pool import RolloutPool
 from node.producer import Author, Producer
@@ -45,6 +46,7 @@ class RunningNode:
     config: NodeConfig
     author: Author
     journal: Journal
+    backlog: Backlog
     pool: RolloutPool
     producer: Producer
     intake: Intake
@@ -81,15 +83,14 @@ class RunningNode:
     async def _loop(self) -> None:
         async with asyncio.TaskGroup() as group:
             loops = [
-                *(
-                    produce(self.producer, self.journal, self.pool, self.exchange)
-                    for _ in range(self._groups_in_flight)
-                ),
+                replay(self.backlog, self.pool, self.ledger.counters),
+                *(self._produce() for _ in range(self._groups_in_flight)),
                 share(self.journal, self.exchange, self._announcement, self._heartbeat_s),
                 gather(self.exchange, self.intake, self.journal, self.pool),
                 self.parts.learner.keep(
                     lambda: train(self._drawing, self.learning, self.generator, self.config.max_steps)
                 ),
+                save(self.learning),
                 self.disk.run(),
                 self.resources.run(),
                 self.delay.run(),
@@ -145,6 +146,10 @@ class RunningNode:
 
     async def _learn(self) -> None:
         await train(self._drawing, self.learning, self.generator, self.config.max_steps)
+
+    async def _produce(self) -> None:
+        await self.backlog.replayed.wait()
+        await produce(self.producer, self.journal, self.pool, self.exchange)
 
     @property
     def _drawing(self) -> Drawing:

@@ -6,7 +6,11 @@ wait nor push others out. Newcomers have a room of their own, and push out nobod
 
 Freshness is enforced here, when groups are drawn, because a bounded queue does not bound staleness: a slow rollout is
 overtaken while it is being sampled. Own groups age by our policy versions. A peer's version number says nothing about
-ours, so foreign groups age by our versions since they arrived, and by the clock.
+ours, so foreign groups age by our versions since they arrived, and by the clock. After a crash our groups may be of
+versions that are not there any more: they are as far from us as if they were behind.
+
+A group counts from the moment when it comes in: who is to hear of it (`heard`) hears of it then and not before, so that
+what a node knows and what waits in its pool always belong together.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -52,15 +56,19 @@ class RolloutPool:
         counters: Counter[str],
         standing: Standing,
         precedents: Precedents,
+        heard: Callable[[Experience], None],
     ) -> None:
-        """`precedents` are told of all that comes in."""
+        """`precedents` and whoever `heard` are told of all that comes in."""
         self._config = config
         self._standing = standing
         self._precedents = precedents
+        self._heard = heard
         self._share = share_of(config)
         self._counters = counters
         self._rng = rng
-        self._own: asyncio.Queue[Experience] = asyncio.Queue(config.own_capacity)
+        self._own = deque[Experience]()
+        self._come = self._gone = 0  # own groups, ever
+        self._changed = asyncio.Event()  # one of the two
         self._foreign = Waiting()
         self._max_bytes = int(config.foreign_mib * (1 << 20))
 
@@ -69,20 +77,42 @@ class RolloutPool:
         new = newcomers(self._config, self._standing, self._foreign.origins)
         waiting = self._foreign.total
         return PoolLevel(
-            own=self._own.qsize(),
+            own=min(len(self._own), self._config.own_capacity),
             foreign=waiting.groups,
             newcomers=self._foreign.load(new).groups,
             foreign_bytes=waiting.size,
         )
 
+    @property
+    def waiting(self) -> Sequence[Experience]:
+        """All of them, also those that producers still wait with: own ones in their order, then each origin's."""
+        return [*self._own, *self._foreign]
+
+    def restore(self, waiting: Sequence[Experience]) -> None:
+        """Puts back what was `waiting`. They were heard of then."""
+        for experience in waiting:
+            self._precedents.add(experience)
+            if experience.own:
+                self._come += 1
+                self._own.append(experience)
+            else:
+                self._foreign.append(experience)
+        self._tell()
+
     async def put_own(self, experience: Experience) -> None:
-        """Waits while the pool is full."""
+        """It is there at once; returns when there is room for another one."""
         self._precedents.add(experience)
-        await self._own.put(experience)
+        self._heard(experience)
+        self._own.append(experience)
+        self._come = number = self._come + 1
+        self._tell()
+        while number - self._gone > self._config.own_capacity:
+            await self._changed.wait()
 
     def put_foreign(self, experience: Experience) -> None:
         """Never waits; the fullest origin loses its oldest groups when there is no room."""
         self._precedents.add(experience)
+        self._heard(experience)
         while crowd := self._crowd(experience):
             self._drop_from(crowd)
         self._foreign.append(experience)
@@ -101,7 +131,11 @@ class RolloutPool:
         tracker's, read again for foreign groups because we may have learned since they arrived. Own groups of versions
         before `since` are stale however few versions ago that is: those were given up.
         """
-        own = [await self._next_fresh(version, since) for _ in range(self._config.own_groups)]
+        while self._num_fresh(version, since) < self._config.own_groups:
+            await self._changed.wait()
+        own = [self._own.popleft() for _ in range(self._config.own_groups)]
+        self._gone += len(own)
+        self._tell()
         self._drop_stale(version, clock())
         wanted = self._wanted(value, demand)
         groups = self._share.groups(version, own, self._first(wanted, self._config.foreign_groups))
@@ -109,11 +143,21 @@ class RolloutPool:
         self._foreign.remove({experience.id for experience in foreign})
         return own + foreign
 
-    async def _next_fresh(self, version: PolicyVersion, since: PolicyVersion) -> Experience:
-        oldest = max(version - self._config.max_lag, since)
-        while (experience := await self._own.get()).version < oldest:
-            self._counters["stale_groups"] += 1
-        return experience
+    def _num_fresh(self, version: PolicyVersion, since: PolicyVersion) -> int:
+        """Own groups, the others being dropped. None is taken before there are enough: a draw that is cancelled has
+        changed nothing."""
+        oldest, newest = max(version - self._config.max_lag, since), version + self._config.max_lag
+        fresh = deque(e for e in self._own if oldest <= e.version <= newest)
+        if stale := len(self._own) - len(fresh):
+            self._own = fresh
+            self._gone += stale
+            self._counters["stale_groups"] += stale
+            self._tell()
+        return len(fresh)
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def _wanted(self, value: Callable[[Task], float], demand: Demand) -> list[tuple[Experience, float]]:
         """All that are wanted at all, each with its task's present value. The first n are a weighted sample without

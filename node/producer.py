@@ -186,7 +186,7 @@ class Producer:
         self._ledger.counters["failed_rollouts"] += len(completions) - answered
         rewards, scored = rewards_of(rollouts, scores, self._truncated)
         if scored.any():
-            return self._finish(task, value, rollouts, rewards, scored)
+            return self._judged(task, value, rollouts, rewards, scored)
         if answered:
             self._ledger.warn(f"{task.ref.source}: a group of which every rollout was cut off is not used")
             return None
@@ -194,15 +194,10 @@ class Producer:
         self._ledger.warn(f"{task.ref.source}: a group without any score: {reason}")
         return None
 
-    def _finish(
+    def _judged(
         self, task: Task, value: float, rollouts: Sequence[Rollout], rewards: np.ndarray, scored: np.ndarray
     ) -> Judged:
         group = self._author.group(task, rollouts)
-        for reward in rewards[scored].tolist():
-            self._tracker.observe(task, reward, group.oldest_version)
-        self._ledger.counters["own_groups"] += 1
-        self._ledger.counters["own_rollouts"] += len(rollouts)
-        self._ledger.counters["own_tokens"] += group.num_sampled
         signed = self._author.sign(group)
         experience = Experience(
             id=signed.id,

@@ -1,6 +1,6 @@
 """What a node has come to know apart from its weights: where it is, what tasks are worth, what it counted and drew.
 
-Everything here goes into a checkpoint and comes out of one.
+Everything here goes into a checkpoint and comes out of one. What it hears of is what comes into the pool.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from node.checkpoint import Checkpoint
 from node.config import NodeConfig
 from node.divergence import Divergence
 from node.engine.policy import Policy
+from node.experience import Experience
 from node.ledger import Ledger
 from node.rl.sampler import TaskSampler
 from node.rl.tracker import State, ValueTracker
@@ -58,6 +59,14 @@ class Progress:
         if checkpoint:
             self._restore(state, checkpoint.tensors()[SAMPLING_RNG])
             self._check_base(config.policy.model)
+
+    def hear(self, experience: Experience) -> None:
+        """A group came into the pool, ours or a peer's."""
+        self.tracker.hear(experience, self.version)
+        if experience.own:
+            self.ledger.counters["own_groups"] += 1
+            self.ledger.counters["own_rollouts"] += len(experience.group.rollouts)
+            self.ledger.counters["own_tokens"] += experience.group.num_sampled
 
     def freeze(self) -> Callable[[], dict[str, Any]]:
         """Makes the JSON of now whenever it is called, in any thread: 100,000 prompts take longer to write than an

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from node.experience import Experience, Judged
 from swarm.errors import TaskError
 from swarm.manifest import AgreedSource, Manifest
 from swarm.membership import Membership
@@ -174,3 +175,21 @@ class Characters:
 
     def decode(self, ids: np.ndarray) -> tuple[str, np.ndarray]:
         return "".join(chr(token) for token in ids if token), (ids > 0).astype(np.int32)
+
+
+def judged(signed: SignedGroup, *, own: bool = True, value: float = 0.5, version: int = 0, at: float = 0.0) -> Judged:
+    """A group of `task()`, scored as `EchoJudge` does."""
+    answers = [rollout.response for rollout in signed.group.rollouts]
+    answer = str(signed.group.task.index)
+    experience = Experience(
+        id=signed.id,
+        group=signed.group,
+        task=task(signed.group.task),
+        rewards=np.array([float(text == answer) for text in answers], dtype=np.float32),
+        scored=np.array([text != "?" for text in answers], dtype=bool),
+        own=own,
+        value=value,
+        version=PolicyVersion(version),
+        arrived_at=at,
+    )
+    return Judged(signed=signed, experience=experience)

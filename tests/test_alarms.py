@@ -21,6 +21,7 @@ from node.alarm_rules import RULES, relative
 from node.alarms import Alarm, Alarms
 from node.appetite import Appetite
 from node.assembly import trainer_of
+from node.backlog import Nothing
 from node.checkpoint import CheckpointStore
 from node.commands import status
 from node.config import AlarmsConfig, NodeConfig
@@ -387,6 +388,7 @@ async def learner(directory: Path, **alarms: float) -> AsyncIterator[tuple[Learn
                 metrics_log=metrics_log,
                 credit=lambda peer, use: None,
                 appetite=Appetite(config.pool.foreign_groups),
+                outstanding=Nothing(),
             ),
             progress,
         )

@@ -106,6 +106,8 @@ BOUNDS = {
     "node/alarms.py Alarms._averages": "the rules",
     "node/alarms.py Alarms._held": "the rules",
     "node/alarms.py Alarms._active": "the rules",
+    "node/backlog.py Backlog._ranges": "one for each start in a row that did not come to the end of its replay",
+    "node/backlog.py Backlog._untaken": "what the checkpoint says",
     "node/bootstrap.py _Seed._said": "texts of our own",
     "node/engine/optimizer.py Masters._trained": "the parameters that are trained",
     "node/engine/passes.py Passes._found": "lives for one step: a number for each of its tokens",
@@ -120,6 +122,9 @@ BOUNDS = {
     "node/engine/vllm/transport.py CudaIpcTransport._offered": "the weights of one version",
     "node/evaluation.py Evaluation._tasks": "eval.tasks_per_family of each family",
     "node/holds.py Holds._reasons": "one for each holder",
+    "node/journal.py Journal._untaken": "appends under way, and those that were cancelled",
+    "node/journal_file.py JournalFile._damaged": "journal.max_groups numbers",
+    "node/learning.py Learning._drawn": "two batches",
     "node/ledger.py Ledger.counters": "COUNTERS",
     "node/ledger.py Ledger.metrics": "the metrics of a step",
     "node/ledger.py Ledger.held_out": "the families of tasks",
@@ -247,7 +252,10 @@ def test_the_pools_bound_is_what_it_takes() -> None:
     def fill() -> RolloutPool:
         config = PoolConfig(foreign_mib=32.0, distinct=False)
         ledger = Ledger()
-        pool = RolloutPool(config, random.Random(0), ledger.counters, Standing(lambda: 0.0), Precedents(config))
+        precedents = Precedents(config)
+        pool = RolloutPool(
+            config, random.Random(0), ledger.counters, Standing(lambda: 0.0), precedents, lambda experience: None
+        )
         for number in range(60):
             pool.put_foreign(decoded(number))
         assert ledger.counters["dropped_groups"] > 20

@@ -62,7 +62,7 @@ def received() -> Received:
 
 
 @pytest.mark.parametrize("peers", ["ignore", "weigh", "prior"])
-async def test_the_tracker_hears_of_scored_rollouts_after_the_group_has_its_value(
+async def test_the_tracker_hears_of_scored_rollouts_when_the_group_has_its_value_and_its_place(
     tmp_path: Path, peers: Literal["ignore", "weigh", "prior"]
 ):
     config = TrackerConfig(peers=peers, peer_weight=0.5)
@@ -76,6 +76,8 @@ async def test_the_tracker_hears_of_scored_rollouts_after_the_group_has_its_valu
     assert judged is not None, findings.verdict
     assert judged.experience.scores == [1.0, 0.0, None]
     assert (judged.experience.own, judged.experience.version, judged.experience.value) == (False, VERSION, before)
+    assert tracker.state() == expected.state(), "not before it is in the pool"
+    tracker.hear(judged.experience, VERSION)
     for reward in (1.0, 0.0):
         expected.observe_peer(task(task_ref(7)), reward, VERSION)
     assert tracker.state() == expected.state()

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from node import journal as journal_module
+from node.holds import Holds
 from node.journal import Journal
 from node.journal_file import MAX_PEERS, JournalFile, Position
 from swarm.errors import JournalError
@@ -340,7 +341,7 @@ async def test_a_newer_schema_is_left_alone(tmp_path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA user_version = 7")
     before = path.read_bytes()
-    with pytest.raises(JournalError, match=r"journal\.db has schema version 7, this program knows 1"):
+    with pytest.raises(JournalError, match=r"journal\.db has schema version 7, this program knows 2"):
         async with Journal.open(path, MAX_GROUPS):
             pass
     assert path.read_bytes() == before
@@ -407,6 +408,7 @@ async def test_cursors_are_not_reused_after_a_power_cut(tmp_path: Path) -> None:
 APPENDER = """
 import asyncio, sys
 from pathlib import Path
+from node.holds import Holds
 from node.journal import Journal
 from test_journal import MAX_GROUPS, signed
 
@@ -451,3 +453,109 @@ async def test_sigkill_loses_no_acknowledged_group(tmp_path: Path) -> None:
             assert journal.head > head, "cursors only grow"
             head = journal.head
     assert os.listdir(tmp_path) == ["journal.db"], "never taken for damaged"
+
+
+# Bounds ---------------------------------------------------------------------------------------------------------------
+
+
+def used_bytes(path: Path) -> int:
+    with closing(sqlite3.connect(path)) as connection:
+        count, free, size = (
+            connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+        )
+    return (count - free) * size
+
+
+async def test_it_takes_no_more_bytes_than_it_may_and_readers_go_on(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    rng = random.Random(0)
+    async with Journal.open(path, 10_000, max_bytes=500_000) as journal:
+        first = await journal.append(signed(0), [1.0], own=True)
+        behind = journal.head
+        for number in range(1, 200):
+            await journal.append(signed(number, rng.randbytes(10_000)), [1.0], own=True)
+        kept = await journal.read(0, 1000)
+        assert first
+        assert 30 <= len(kept) < 50
+        assert [e.cursor for e in await journal.read(behind, 1000)] == [e.cursor for e in kept], "who is behind goes on"
+        assert kept[-1].cursor == journal.head
+        assert used_bytes(path) <= 500_000
+    assert path.stat().st_size < 1_000_000
+    async with Journal.open(path, 10_000, max_bytes=100_000) as journal:
+        assert used_bytes(path) <= 100_000
+        newest = await journal.read(0, 1000)
+        assert 5 < len(newest) < 10
+        assert [e.cursor for e in newest] == [e.cursor for e in kept[-len(newest) :]]
+        await fill(journal, range(1000, 1001))
+        assert [e.body for e in await journal.read(kept[-1].cursor, 10)] == [b"group 1000"]
+
+
+async def test_groups_go_when_they_are_too_old_and_cursors_stay_valid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1_000_000.0]
+    monkeypatch.setattr("node.journal.time.time", lambda: now[0])
+    path = tmp_path / "journal.db"
+    async with Journal.open(path, MAX_GROUPS, max_age_s=100.0) as journal:
+        await fill(journal, range(3))
+        now[0] += 60
+        await fill(journal, range(3, 5))
+        now[0] += 60
+        await fill(journal, range(5, 6), own=False)
+        assert await bodies(journal) == ["group 3", "group 4"]
+        assert not await journal.known(signed(0).id)
+        now[0] += 1000
+        await fill(journal, range(6, 7), own=False)
+        assert (await bodies(journal), journal.head > 0) == ([], True), "all that was published has gone"
+        head = journal.head
+    async with Journal.open(path, MAX_GROUPS, max_age_s=100.0) as journal:
+        await fill(journal, range(7, 8))
+        assert await bodies(journal, head) == ["group 7"], "a reader who had read everything gets what comes next"
+
+
+async def test_a_full_disk_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(journal_module, "RETRY_S", 0.01)
+    caplog.set_level("INFO")
+    room = Holds()
+    async with Journal.open(tmp_path / "journal.db", MAX_GROUPS, room) as journal:
+        await fill(journal, range(3))
+        execute(journal, "PRAGMA max_page_count = 1")  # of what it has: not a page more
+        large = [asyncio.create_task(journal.append(signed(n, bytes([n]) * 300_000), [1.0], True)) for n in (3, 4)]
+        async with asyncio.timeout(10):
+            while room.open:  # noqa: ASYNC110 - nobody is told
+                await asyncio.sleep(0.001)
+        (why,) = room.reasons
+        assert "journal.db cannot be written: database or disk is full; what was sampled" in why
+        assert not any(task.done() for task in large)
+        execute(journal, "PRAGMA max_page_count = 1000000")
+        async with asyncio.timeout(10):
+            assert await asyncio.gather(*large) == [True, True]
+            await room.wait()
+        assert len(await journal.read(0, 10)) == 5
+    assert caplog.text.count("waits until there is room") == 1
+    assert "has room again" in caplog.text
+
+
+def execute(journal: Journal, statement: str) -> None:
+    journal._thread.submit(lambda: journal._file._connection.execute(statement).fetchall()).result()
+
+
+# Bits that flip -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_group_whose_bytes_have_changed_is_published_no_more_and_the_others_are(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "journal.db"
+    async with Journal.open(path, MAX_GROUPS) as journal:
+        await fill(journal, range(5))
+    content = path.read_bytes()
+    assert content.count(b"group 2") == 1
+    path.write_bytes(content.replace(b"group 2", b"group \xb2"))
+    async with Journal.open(path, MAX_GROUPS) as journal:
+        for _ in range(2):
+            assert await bodies(journal) == ["group 0", "group 1", "group 3", "group 4"]
+        assert set(await journal.rows_of([signed(n).id for n in range(5)])) == {signed(n).id for n in (0, 1, 3, 4)}
+    assert caplog.text.count(f"group {signed(2).id} is passed over") == 1

@@ -11,6 +11,7 @@ import torch
 
 from node.appetite import Appetite
 from node.assembly import trainer_of
+from node.backlog import Nothing
 from node.checkpoint import CheckpointStore
 from node.config import NodeConfig
 from node.engine.policy import load_policy
@@ -124,6 +125,7 @@ async def test_the_learner_credits_whom_it_learned_from_and_nobody_for_a_step_th
             metrics_log=MetricsLog(tmp_path / "metrics.jsonl"),
             credit=standing.credit,
             appetite=Appetite(config.pool.foreign_groups),
+            outstanding=Nothing(),
         )
         await learning.step([experience(A, 4)])
         assert standing.trust(A) == pytest.approx(0.25)  # (1 - 0.5)^2 of every rollout

@@ -69,7 +69,8 @@ def pool_of(standing: Standing | None = None, **settings: float | ShareConfig) -
     if standing is None:
         settings = {"newcomer_share": 1.0} | settings
     config = PoolConfig(**settings)  # type: ignore[arg-type]
-    pool = RolloutPool(config, random.Random(0), counters, standing or standing_of(), Precedents(config))
+    precedents = Precedents(config)
+    pool = RolloutPool(config, random.Random(0), counters, standing or standing_of(), precedents, lambda e: None)
     return pool, counters
 
 
@@ -225,7 +226,8 @@ async def test_demand_decides_who_is_drawn_more_often():
     picks: Counter[str] = Counter()
     for seed in range(400):
         config = PoolConfig(own_groups=1, foreign_groups=1, newcomer_share=1.0)
-        pool = RolloutPool(config, random.Random(seed), Counter(), standing_of(), Precedents(config))
+        precedents = Precedents(config)
+        pool = RolloutPool(config, random.Random(seed), Counter(), standing_of(), precedents, lambda e: None)
         pool.put_foreign(experience("wanted", own=False, origin="p"))
         pool.put_foreign(experience("less", own=False, origin="q"))
         await pool.put_own(experience("a", own=True))
@@ -378,7 +380,7 @@ async def test_a_pool_of_those_who_lost_their_standing_shrinks_to_the_newcomers_
 async def test_all_that_comes_in_is_a_precedent_our_own_too():
     config = PoolConfig()
     precedents = Precedents(config)
-    pool = RolloutPool(config, random.Random(0), Counter(), standing_of(), precedents)
+    pool = RolloutPool(config, random.Random(0), Counter(), standing_of(), precedents, lambda e: None)
     own, foreign = experience("a", own=True, origin="me"), experience("f", own=False, origin="p")
     assert [precedents.copied(e.group) for e in (own, foreign)] == [None, None]
     await pool.put_own(own)

@@ -16,6 +16,7 @@ import torch
 
 from node.appetite import Appetite
 from node.assembly import trainer_of
+from node.backlog import Nothing
 from node.checkpoint import CheckpointStore
 from node.config import NodeConfig
 from node.divergence import GoBack
@@ -87,6 +88,7 @@ async def bench(policy: Path, directory: Path, /, **settings: object) -> AsyncIt
             metrics_log=MetricsLog(directory / "metrics.jsonl"),
             credit=lambda peer, use: credits.append((peer, use)),
             appetite=Appetite(config.pool.foreign_groups),
+            outstanding=Nothing(),
             reload=partial(load_policy, config.policy),
         )
         yield Bench(learning, progress, trainer, store, held, credits)

@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     parser.add_argument("source", metavar="SOURCE", type=Path, help="a data_dir, a checkpoint or a model's directory")
     parser.add_argument("out", metavar="OUT", type=Path, help="a directory that is new or empty")
+    parser.add_argument("--best", action="store_true", help="of a data_dir the best checkpoint, not the newest")
     parser.add_argument("--merge", action="store_true", help="an adapter becomes part of its base's weights")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of merged weights (as they were trained)")
 
@@ -47,7 +48,7 @@ def main(arguments: argparse.Namespace) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as aside:
             copied, plain = Path(aside) / "copied", Path(aside) / "plain"
-            origin = _copy(source, copied)
+            origin = _copy(source, copied, arguments.best)
             if arguments.merge and (dtype or _is_adapter(copied)):
                 _save_plain(copied, plain, dtype or "float32")
             written = plain if plain.exists() else copied
@@ -58,7 +59,7 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _copy(source: Path, to: Path) -> Path:
+def _copy(source: Path, to: Path, best: bool) -> Path:
     """Copies the model that `source` stands for, and returns where it is. Raises SwarmError, OSError."""
     if _is_model(source):
         return _copy_files(source, to, [path for path in source.rglob("*") if path.is_file()])
@@ -67,7 +68,8 @@ def _copy(source: Path, to: Path) -> Path:
     from node.checkpoint import CheckpointStore  # torch
 
     store = CheckpointStore(DataDirectory(source).checkpoints)
-    while checkpoint := store.latest() or store.latest():  # the only one may be replaced while it is verified
+    find = store.best if best else store.latest
+    while checkpoint := find() or find():  # the only one may be replaced while it is verified
         try:
             return _copy_checkpoint(checkpoint.path, to)
         except FileNotFoundError:  # a running node has removed it since, so there is a newer one

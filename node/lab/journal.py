@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from node.experience import Judged
 from swarm.net.base import LogEntry
 from swarm.net.memory import MemoryLog
 from swarm.types import GroupId, SignedGroup
@@ -31,6 +32,9 @@ class MemoryJournal:
 
     async def wait(self, cursor: int) -> int:
         return await self._log.wait(cursor)
+
+    async def keep(self, judged: Judged) -> bool:
+        return await self.append(judged.signed, judged.experience.scores, judged.experience.own)
 
     async def append(self, signed: SignedGroup, rewards: Sequence[float | None], own: bool) -> bool:
         if signed.id in self._ids:

@@ -15,6 +15,7 @@ import numpy as np
 from node.algorithms import PeerGuidance
 from node.appetite import Appetite
 from node.assembly import Hands, Mind, hands_of, trainer_of
+from node.backlog import Nothing
 from node.checkpoint import CheckpointStore
 from node.config import NodeConfig, TransformersEngine
 from node.drawing import Drawing
@@ -30,6 +31,7 @@ from node.learning import Learning
 from node.loops import gather, produce, share, train
 from node.metrics import MetricsLog
 from node.pool import RolloutPool
+from node.precedents import Precedents
 from node.progress import Progress
 from node.rl.sampler import TaskSampler
 from node.rl.tracker import ValueTracker
@@ -145,16 +147,12 @@ async def open_member(member: Member, number: int, around: Surroundings, *, lies
     record = NodeRecord(name=config.name)
     standing = Standing(asyncio.get_running_loop().time)
     mind = await _mind(member, config, number, around, record, standing)
-    policy, progress = mind.policy, mind.progress
+    policy = mind.policy
     identity = Identity(hashlib.sha256(f"laboratory/{around.seed}/{number}".encode()).digest())
     journal = MemoryJournal(JOURNAL_GROUPS, epoch=hashlib.sha256(identity.peer_id.encode()).digest()[:16])
     membership = Membership(swarm=around.manifest.id)
     judges = (around.judge, around.judge)
     hands = hands_of(config, identity, around.manifest, membership, judges, journal, mind, standing, wall_clock)
-    pool = _WatchedPool(config.pool, progress.drawing_rng, progress.ledger.counters, standing, hands.precedents)
-    pool.predictions = record.predictions
-    if isinstance(config.guidance, PeerGuidance):
-        pool.guide = Guide(around.scorers, around.scoring.latency_s)
     scorer = lying(policy, np.random.default_rng([config.seed, 1])) if lies else honest(policy)
     around.scorers[identity.peer_id] = scorer
     record.exams.append(Sitting(0, 0.0, around.exam.sit(policy, around.seed)))
@@ -163,7 +161,7 @@ async def open_member(member: Member, number: int, around: Surroundings, *, lies
         identity=identity,
         mind=mind,
         hands=hands,
-        pool=pool,
+        pool=mind.pool,
         journal=journal,
         record=record,
     )
@@ -191,6 +189,13 @@ async def _mind(
         batch_groups=config.pool.own_groups,
     )
     running = Holds()
+    precedents = Precedents(config.pool)
+    pool = _WatchedPool(
+        config.pool, progress.drawing_rng, progress.ledger.counters, standing, precedents, heard=progress.hear
+    )
+    pool.predictions = record.predictions
+    if isinstance(config.guidance, PeerGuidance):
+        pool.guide = Guide(around.scorers, around.scoring.latency_s)
     learning = Learning(
         policy=policy,
         trainer=trainer,
@@ -202,12 +207,15 @@ async def _mind(
         metrics_log=MetricsLog(around.scratch / f"metrics-{number}.jsonl", max_waiting=1),
         credit=standing.credit,
         appetite=Appetite(config.pool.foreign_groups),
+        outstanding=Nothing(),
     )
     return Mind(
         policy=policy,
         progress=progress,
         trainer=trainer,
         generator=generator,
+        precedents=precedents,
+        pool=pool,
         learning=learning,
         running=running,
         times=learning.times,

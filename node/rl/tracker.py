@@ -29,6 +29,7 @@ from collections.abc import Callable, Hashable
 from typing import NamedTuple, TypeVar
 
 from node.algorithms import TrackerConfig
+from node.experience import Experience
 from swarm.errors import CheckpointError
 from swarm.types import CellValue, PolicyVersion, Task
 
@@ -120,6 +121,12 @@ class ValueTracker:
         else:
             self._observe(self._peer_sources, task.ref.source, reward, version, decay, weight)
             self._observe(self._peer_cells, cell_key(task), reward, version, decay, weight)
+
+    def hear(self, experience: Experience, now: PolicyVersion) -> None:
+        """All scored rollouts of a group, ours or a peer's. Versions beyond `now` are of a policy that a crash took."""
+        observe = self.observe if experience.own else self.observe_peer
+        for reward in experience.rewards[experience.scored].tolist():
+            observe(experience.task, reward, min(experience.version, now))
 
     def source_value(self, source: str, now: PolicyVersion) -> float:
         """Of one source; 0.5 where nothing has been observed."""

@@ -112,6 +112,11 @@ def decode_group(body: bytes, signature: bytes, limits: Limits) -> SignedGroup:
     return SignedGroup(id=group_id(body), group=_bounded_group(group), body=body, signature=signature)
 
 
+def task_source(body: bytes) -> str:
+    """Of a group of any protocol that has one. Raises WireError for bytes that are no group."""
+    return parse(pb.RolloutGroup(), body).task.source
+
+
 def _bounded_group(group: RolloutGroup) -> RolloutGroup:
     """`group`, if everything in it but its rollouts is within bounds, which are the same for writer and reader."""
     for name in ("swarm", "origin", "model", "tokenizer"):

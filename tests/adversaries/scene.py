@@ -83,7 +83,6 @@ class Victim:
         for index in indices:
             signed = made(self.identity, index, str(index))
             await self.journal.append(signed, (1.0,), own=True)
-            self.tracker.observe(task(signed.group.task), 1.0, PolicyVersion(0))
             own = Experience(
                 id=signed.id,
                 group=signed.group,
@@ -169,7 +168,14 @@ async def victim_in(
             banned=standing.banned,
             wall_clock=time.time,
         )
-        waiting = _WatchedPool(config, random.Random(0), ledger.counters, standing, precedents)
+        waiting = _WatchedPool(
+            config,
+            random.Random(0),
+            ledger.counters,
+            standing,
+            precedents,
+            heard=lambda experience: tracker.hear(experience, PolicyVersion(0)),
+        )
         waiting.kept = []
         async with exchange:
             await exchange.announce(announcement(identity, name="victim"))

@@ -128,7 +128,9 @@ async def open_peer(directory: Path, *initial_peers: str, parts: Parts | None = 
             banned=standing.banned,
             wall_clock=time.time,
         )
-        pool = parts.pool(parts.pool_config, random.Random(0), ledger.counters, standing, precedents)
+        pool = parts.pool(
+            parts.pool_config, random.Random(0), ledger.counters, standing, precedents, heard=lambda experience: None
+        )
         settings = P2PSettings.model_validate(
             {"listen": LISTEN, "initial_peers": initial_peers, "heartbeat_s": 2.0, **(parts.settings or {})}
         )

@@ -93,7 +93,7 @@ class Sleeping:
     async def weights(self) -> None:
         pass
 
-    async def checkpoint_if_due(self) -> None:
+    async def copy_if_due(self) -> None:
         pass
 
 
