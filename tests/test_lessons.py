@@ -110,7 +110,8 @@ def test_who_taught_nothing_earns_nothing() -> None:
 async def test_the_learner_credits_whom_it_learned_from_and_nobody_for_a_step_that_changed_nothing(tmp_path: Path):
     plain = {"type": "plugin", "factory": "tests.plain_tasks:Plain", "name": "plain"}
     model = {"model": str(save_tiny_policy(tmp_path / "policy")), "device": "cpu"}
-    config = NodeConfig.model_validate({"tasks": [plain], "policy": model})
+    # the gate lets nothing of peers' pass until it knows texts of our own
+    config = NodeConfig.model_validate({"tasks": [plain], "policy": model, "foreign_gate": {"type": "none"}})
     policy, standing = load_policy(config.policy), Standing(lambda: 0.0)
     progress = Progress(config, policy, LocalJudge(task_specs(config)).sources, None)
     async with trainer_of(config, policy, None, progress.version) as trainer:

@@ -50,7 +50,7 @@ def swarm(tmp_path: Path, *, paces: tuple[Pace, ...] = (Pace(), Pace(rollout_s=2
 
 def curves(record: NodeRecord) -> list[dict[str, float]]:
     """What was learned, without how long it really took."""
-    clocked = ("step_s", "learner_tokens_per_s")
+    clocked = ("step_s", "prepare_s", "learner_tokens_per_s")
     return [{name: value for name, value in step.items() if name not in clocked} for step in record.steps]
 
 
