@@ -117,7 +117,8 @@ def _spent(publisher: int) -> tuple[float, float, float]:
     """CPU seconds so far of the publisher, of this process, and of both nodes' daemons."""
     nodes = [psutil.Process(publisher), psutil.Process(os.getpid())]
     daemons = [child for node in nodes for child in node.children() if child.name() == "p2pd"]
-    return (*map(_seconds, nodes), sum(map(_seconds, daemons)))
+    first, second = map(_seconds, nodes)
+    return first, second, sum(map(_seconds, daemons))
 
 
 def _seconds(process: psutil.Process) -> float:

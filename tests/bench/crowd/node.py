@@ -49,7 +49,7 @@ class Node(Presence):
             max_age_s=LIMITS.max_age_s * RELAYED_AGE,
             max_clock_skew_s=LIMITS.max_clock_skew_s,
         )
-        self.shelf: Shelf = Shelf(rules, SETTINGS.relay_groups_per_s, world.now)
+        self.shelf = self._shelf = Shelf(rules, SETTINGS.relay_groups_per_s, world.now)
         self.wishes = Wishes(rules, self.standing.banned)
         self.cursors: dict[PeerId, tuple[bytes, int]] = {}
         self.known: set[GroupId] = set()
@@ -167,7 +167,7 @@ class Node(Presence):
         """As the loop `produce` does: in the log, and on the shelf if it is outstanding."""
         self.publish(group)
         own = Carried(sender=self.peer, body=group.body, signature=group.signature, group=group)
-        self.shelf.made(own, group, self._use_of(group), self.world.now, self.world.wall)
+        self._shelf.made(own, group, self._use_of(group), self.world.now, self.world.wall)
         self.offer()
 
     def _use_of(self, group: Made) -> float:
@@ -207,7 +207,7 @@ class Node(Presence):
             self.crowd.reached(group, self, hops)
         received = Carried(sender=sender, body=group.body, signature=group.signature, hops=hops, group=group)
         self.uses.thanked(sender, use)
-        self.shelf.add(received, group, use, self.world.now, self.world.wall, self.turns.short)
+        self._shelf.add(received, group, use, self.world.now, self.world.wall, self.turns.short)
         self.offer()
 
     def leave(self) -> None:
