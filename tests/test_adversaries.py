@@ -479,7 +479,7 @@ async def test_a_relay_that_sends_something_else_or_nothing_is_banned_and_others
             "another body": lying_relay.of_other_bodies,
             "forgeries": lying_relay.of_forgeries,
             "nothing": lying_relay.of_nothing,
-            "offers without end": lambda groups: lying_relay.flood(it.identity("offers without end")),
+            "offers without end": lambda groups: lying_relay.flood(it.identity("somebody else")),
         }
         evils = [await it.enter(name=name, serve={RELAY: kind(theirs)}) for name, kind in kinds.items()]
         wishes = it.victim.exchange._relay_reader._wishes

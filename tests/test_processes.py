@@ -138,7 +138,7 @@ async def test_asked_once_it_is_gone_at_the_deadline_whatever_hangs(tmp_path: Pa
         assert await node.stop() == exit_codes.UNSAVED, "what it was at is lost, and it says so"
         assert gone(family)
         again = await node.start()
-        assert again.steps == 5, "from its last checkpoint"
+        assert again.steps >= 5, "from its last checkpoint on"
 
 
 async def test_its_event_loop_is_never_held_up_for_long(tmp_path: Path):
