@@ -142,8 +142,7 @@ async def test_nothing_is_left_when_it_is_closed_under_requests(up: Rig) -> None
     assert up.engine.llm.output_handler is not None
     up.engine.llm.output_handler.cancel()
     await up.generator.__aexit__(None, None, None)
-    assert none_alive(old)
-    assert engine_processes() == []
+    await until(lambda: none_alive(old) and not engine_processes())  # the kernel takes its time with the killed
     with pytest.raises(EngineError, match="closed"):
         await asyncio.wait_for(sampling, 5.0)
 
