@@ -58,8 +58,15 @@ class Hands:
     intake: Intake
 
 
-def trainer_of(config: NodeConfig, policy: Policy, probe: np.ndarray | None, version: PolicyVersion) -> PolicyTrainer:
-    """`policy`'s, as the config has it; `probe` (int32 [P]) is what its generator compares."""
+def trainer_of(
+    config: NodeConfig,
+    policy: Policy,
+    probe: np.ndarray | None,
+    version: PolicyVersion,
+    gate: GateMemory | None = None,
+) -> PolicyTrainer:
+    """`policy`'s, as the config has it; `probe` (int32 [P]) is what its generator compares, `gate` what earlier steps
+    have seen."""
     rules = Rules(
         objective=config.objective,
         foreign=config.foreign,
@@ -78,6 +85,7 @@ def trainer_of(config: NodeConfig, policy: Policy, probe: np.ndarray | None, ver
         sampling_dtype=torch_dtype(config.policy.dtype),
         probe=probe,
         version=version,
+        gate=gate,
     )
 
 

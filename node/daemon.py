@@ -188,7 +188,7 @@ async def _open_mind(
     progress = Progress(config, policy, judge.sources, checkpoint)
     check_policy(manifest, progress.fingerprint, policy.codec.fingerprint)
     chosen = choose(config, policy)
-    trainer = await opened(trainer_of(config, policy, chosen.probe, progress.version), "the learner")
+    trainer = await opened(trainer_of(config, policy, chosen.probe, progress.version, progress.gate), "the learner")
     if checkpoint:
         tensors = checkpoint.tensors()
         del tensors[SAMPLING_RNG]

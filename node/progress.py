@@ -19,6 +19,7 @@ from node.divergence import Divergence
 from node.engine.policy import Policy
 from node.experience import Experience
 from node.ledger import Ledger
+from node.rl.gate import GateMemory
 from node.rl.sampler import TaskSampler
 from node.rl.tracker import State, ValueTracker
 from swarm.tasks.base import SourceInfo
@@ -46,6 +47,7 @@ class Progress:
         self.tracker = ValueTracker.restore(config.tracker, state.get("tracker", NOTHING_TRACKED))
         weights = [task.weight for task in config.tasks]
         self.sampler = TaskSampler(sources, weights, self.tracker, config.sampler, config.seed)
+        self.gate = GateMemory(config.foreign_gate, state.get("gate"))
         self.ledger = Ledger()
         self.alarms = Alarms(config.alarms, state.get("alarms", {}))
         resumed = checkpoint.step if checkpoint else None
@@ -78,6 +80,7 @@ class Progress:
             "model": self.base,
             "fingerprint": self.fingerprint,
             "sampler": self.sampler.state(),
+            "gate": self.gate.state(),
             "counters": dict(self.ledger.counters),
             "alarms": self.alarms.state(),
             "divergence": self.divergence.state(),
@@ -85,9 +88,11 @@ class Progress:
         }
         return lambda: state | {"tracker": tracker()}
 
-    def go_back(self, tracker: State, then: PolicyVersion, now: PolicyVersion) -> None:
-        """The policy of version `then` goes on as version `now`, with what the `tracker` knew."""
-        self.tracker.go_back(tracker, then, now)
+    def go_back(self, state: Mapping[str, Any], now: PolicyVersion) -> None:
+        """The policy of a checkpoint's `state`, {} at birth, goes on as version `now`, with what was known then."""
+        then = PolicyVersion(state.get("policy_version", 0))
+        self.tracker.go_back(state.get("tracker", NOTHING_TRACKED), then, now)
+        self.gate.restore(state.get("gate", {}))
         self.alarms.forget()
         self.version = self.ledger.policy_version = self.line_began = now
 

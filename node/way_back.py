@@ -14,8 +14,7 @@ from pathlib import Path
 from node.checkpoint import Checkpoint, CheckpointStore
 from node.engine.policy import Policy
 from node.engine.trainer import PolicyTrainer
-from node.progress import NOTHING_TRACKED, SAMPLING_RNG, Progress
-from swarm.types import PolicyVersion
+from node.progress import SAMPLING_RNG, Progress
 
 #: Reads the policy in a checkpoint's model directory, on the CPU; of None, the one that training started from.
 Reload = Callable[[Path | None], Policy]
@@ -31,9 +30,7 @@ async def go_back(
     moments = await asyncio.to_thread(checkpoint.tensors) if checkpoint else {}
     moments.pop(SAMPLING_RNG, None)
     await trainer.replace({name: p.detach() for name, p in policy.model.named_parameters()}, moments)
-    state = checkpoint.state if checkpoint else {}
-    then = PolicyVersion(state.get("policy_version", 0))
-    progress.go_back(state.get("tracker", NOTHING_TRACKED), then, trainer.version)
+    progress.go_back(checkpoint.state if checkpoint else {}, trainer.version)
     return checkpoint.step if checkpoint else None
 
 

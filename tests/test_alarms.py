@@ -373,7 +373,7 @@ async def learner(directory: Path, **alarms: float) -> AsyncIterator[tuple[Learn
     progress = Progress(config, policy, LocalJudge(task_specs(config)).sources, store.latest())
     metrics_log = MetricsLog(directory / "metrics.jsonl")
     async with AsyncExitStack() as stack:
-        trainer = await stack.enter_async_context(trainer_of(config, policy, None, progress.version))
+        trainer = await stack.enter_async_context(trainer_of(config, policy, None, progress.version, progress.gate))
         writing = asyncio.create_task(metrics_log.run())
         await asyncio.sleep(0)  # until it waits for lines
         yield (

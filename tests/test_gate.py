@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -26,7 +27,7 @@ from node.algorithms import (
     SapoPlain,
 )
 from node.rl.batch import MicroBatch, pack
-from node.rl.gate import ForeignGate, threshold
+from node.rl.gate import ForeignGate, Gated, GateMemory, threshold
 from node.rl.loss import micro_batch_loss
 from node.rl.objective import Denominators
 from node.rl.samples import PeerTokens, TokenRow
@@ -63,11 +64,26 @@ def logp_of(*bits: float, length: int = 2) -> torch.Tensor:
     return torch.tensor([-b * math.log(2) / length for b in bits for _ in range(length)])
 
 
-def step(gate: ForeignGate, *bits: float) -> tuple[list[float], dict[str, float]]:
-    """Advantages and metrics of a step on peers' rows of one byte each."""
-    gate.open()
-    gated = gate.apply(micro_of(*[make_row(1)] * len(bits)), logp_of(*bits))
-    return gated.advantage.tolist(), gate.close()
+class Steps:
+    """Those of one node."""
+
+    def __init__(self, config: ForeignGateConfig) -> None:
+        self.config = config
+        self.memory = GateMemory(config)
+
+    def step(self, *parts: tuple[MicroBatch, torch.Tensor]) -> tuple[list[float], dict[str, float]]:
+        """Advantages and metrics of a step on these micro-batches."""
+        gate = ForeignGate(self.config, self.memory.threshold())
+        gate.open()
+        advantages = [a for micro, logp in parts for a in gate.apply(micro, logp).advantage.tolist()]
+        gated = gate.close()
+        self.memory.observe(gated.surprises)
+        return advantages, gated.metrics
+
+
+def step(steps: Steps, *bits: float) -> tuple[list[float], dict[str, float]]:
+    """On peers' rows of one byte each."""
+    return steps.step((micro_of(*[make_row(1)] * len(bits)), logp_of(*bits)))
 
 
 def test_bits_per_byte_count_all_tokens_and_the_bytes_of_the_text():
@@ -117,7 +133,7 @@ def test_it_is_the_largest_sum_that_fits_into_the_window(rows: list[list[tuple[i
 
 
 def test_rows_above_the_absolute_threshold_teach_nothing():
-    gate = ForeignGate(AbsoluteGate(max_bits_per_byte=3.0))
+    gate = Steps(AbsoluteGate(max_bits_per_byte=3.0))
     for _ in range(2):
         advantages, metrics = step(gate, 2.75, 3.25, 1.0, 9.0)
         assert advantages == [1.0, 0.0, 1.0, 0.0]
@@ -125,25 +141,19 @@ def test_rows_above_the_absolute_threshold_teach_nothing():
 
 
 def test_own_rows_are_never_gated():
-    gate = ForeignGate(AbsoluteGate(max_bits_per_byte=3.0))
-    gate.open()
-    gated = gate.apply(micro_of(make_row(1, own=True), make_row(1)), logp_of(9.0, 9.0))
-    assert gated.advantage.tolist() == [1.0, 0.0]
-    assert gate.close() == pytest.approx(
-        {"foreign_bits_per_byte": 9.0, "foreign_gated_share": 1.0, "foreign_gate": 3.0}
-    )
+    gate = Steps(AbsoluteGate(max_bits_per_byte=3.0))
+    advantages, metrics = gate.step((micro_of(make_row(1, own=True), make_row(1)), logp_of(9.0, 9.0)))
+    assert advantages == [1.0, 0.0]
+    assert metrics == pytest.approx({"foreign_bits_per_byte": 9.0, "foreign_gated_share": 1.0, "foreign_gate": 3.0})
 
 
 def test_what_peers_send_does_not_move_the_threshold_that_is_our_own():
-    gate = ForeignGate(OwnGate(window_bytes=16, quantile=0.5, slack=2.0, window=4))
+    gate = Steps(OwnGate(window_bytes=16, quantile=0.5, slack=2.0, window=4))
     seen = []
     for own in (1.0, 2.0, 6.0):
-        gate.open()
-        gated = gate.apply(
-            micro_of(make_row(1, own=True), make_row(1, own=True), make_row(1), make_row(1)),
-            logp_of(own, own, 2.9, 900.0),
-        )
-        seen.append((gated.advantage.tolist(), gate.close().get("foreign_gate")))
+        micro = micro_of(make_row(1, own=True), make_row(1, own=True), make_row(1), make_row(1))
+        advantages, metrics = gate.step((micro, logp_of(own, own, 2.9, 900.0)))
+        seen.append((advantages, metrics.get("foreign_gate")))
 
     assert seen == [
         ([1.0, 1.0, 0.0, 0.0], 0.0),  # nothing is known of our own yet
@@ -164,21 +174,21 @@ def test_poison_in_a_long_text_is_above_our_own_gate_and_below_the_one_of_the_me
 
 
 def test_a_step_without_peers_has_no_metrics():
-    gate = ForeignGate(AbsoluteGate(max_bits_per_byte=3.0))
+    gate = ForeignGate(AbsoluteGate(max_bits_per_byte=3.0), 3.0)
     gate.open()
     micro = micro_of(make_row(1, own=True))
     assert gate.apply(micro, logp_of(9.0)) is micro
-    assert gate.close() == {}
+    assert gate.close() == Gated(metrics={}, surprises=())
 
 
 def test_without_a_gate_rows_are_only_looked_at():
-    advantages, metrics = step(ForeignGate(NoGate()), 100.0, 2.0)
+    advantages, metrics = step(Steps(NoGate()), 100.0, 2.0)
     assert advantages == [1.0, 1.0]
     assert metrics == pytest.approx({"foreign_bits_per_byte": 51.0, "foreign_gated_share": 0.0})
 
 
 def test_the_relative_threshold_is_a_quantile_of_the_rows_of_earlier_steps():
-    gate = ForeignGate(RelativeGate(quantile=0.75, window=100))
+    gate = Steps(RelativeGate(quantile=0.75, window=100))
     assert step(gate, 1.0, 2.0, 3.0)[0] == [1.0] * 3  # of nothing
     assert step(gate, 99.0, 5.0)[0] == [1.0] * 2  # of three rows, too few
     # of 1, 2, 3, 5, 99: the third quartile is 5
@@ -188,14 +198,14 @@ def test_the_relative_threshold_is_a_quantile_of_the_rows_of_earlier_steps():
 
 
 def test_a_gated_row_counts_for_the_quantile():
-    gate = ForeignGate(RelativeGate(quantile=0.5, window=100))
+    gate = Steps(RelativeGate(quantile=0.5, window=100))
     step(gate, 1.0, 1.0)
     assert step(gate, 8.0, 8.0, 8.0)[0] == [0.0] * 3
     assert step(gate, 7.9)[0] == [1.0]  # the median of 1, 1, 8, 8, 8 is 8
 
 
 def test_only_the_latest_rows_are_remembered():
-    gate = ForeignGate(RelativeGate(quantile=0.5, window=4))
+    gate = Steps(RelativeGate(quantile=0.5, window=4))
     step(gate, 9.0, 9.0, 9.0, 9.0)
     step(gate, 1.0, 1.0, 1.0)
     assert step(gate, 1.1)[0] == [0.0]  # 9, 1, 1, 1
@@ -211,21 +221,35 @@ def test_the_highest_quantile_gates_nothing():
 
 
 def test_likelihoods_that_are_not_finite_set_no_threshold():
-    gate = ForeignGate(RelativeGate(quantile=0.5))
+    gate = Steps(RelativeGate(quantile=0.5))
     step(gate, 1.0, 2.0, math.inf, math.nan)
     assert step(gate, 1.4, 1.6)[0] == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("split", [False, True])
 def test_the_split_into_micro_batches_decides_nothing(split: bool):
-    gate = ForeignGate(RelativeGate(quantile=0.5))
+    gate = Steps(RelativeGate(quantile=0.5))
     step(gate, 1.0, 3.0)
-    gate.open()
     bits = [9.0, 1.5, 2.5, 0.5]
     parts = [[b] for b in bits] if split else [bits]
-    advantages = [gate.apply(micro_of(*[make_row(1)] * len(p)), logp_of(*p)).advantage.tolist() for p in parts]
-    assert [a for part in advantages for a in part] == [0.0, 1.0, 0.0, 1.0]
-    assert gate.close()["foreign_gated_share"] == 0.5
+    advantages, metrics = gate.step(*((micro_of(*[make_row(1)] * len(p)), logp_of(*p)) for p in parts))
+    assert advantages == [0.0, 1.0, 0.0, 1.0]
+    assert metrics["foreign_gated_share"] == 0.5
+
+
+def test_a_memory_goes_on_where_it_was_and_only_as_what_it_was():
+    config = OwnGate(window_bytes=16, quantile=0.5, slack=2.0, window=4)
+    memory = GateMemory(config)
+    memory.observe([1.0, 2.0, 4.0, 8.0, 6.0])
+    state = json.loads(json.dumps(memory.state()))
+    assert state["recent"] == [2.0, 4.0, 8.0, 6.0]
+
+    assert GateMemory(config, state).threshold() == memory.threshold() == 2.0 * 5.0
+    assert GateMemory(config.model_copy(update={"slack": 3.0}), state).threshold() == 3.0 * 5.0
+    assert GateMemory(config.model_copy(update={"window_bytes": 8}), state).threshold() == 0.0  # other numbers
+    assert GateMemory(RelativeGate(quantile=0.5), state).threshold() == math.inf
+    memory.restore({})  # of a checkpoint that was written before there was one
+    assert memory.threshold() == 0.0
 
 
 @pytest.mark.parametrize(
@@ -237,7 +261,7 @@ def test_under_no_rule_does_a_gated_row_have_a_gradient(
 ):
     own, peers = make_row(2, own=True), make_row(2)
     logp = torch.tensor([-1.0, -1.0, -1.0, -1.0], requires_grad=True)  # 1.44 bits a byte
-    gate = ForeignGate(gate_config)
+    gate = ForeignGate(gate_config, threshold(gate_config, []))
     gate.open()
     gated = gate.apply(micro_of(own, peers), logp)
     counts = Denominators(tokens=4, samples=2)

@@ -114,7 +114,7 @@ async def test_the_learner_credits_whom_it_learned_from_and_nobody_for_a_step_th
     config = NodeConfig.model_validate({"tasks": [plain], "policy": model, "foreign_gate": {"type": "none"}})
     policy, standing = load_policy(config.policy), Standing(lambda: 0.0)
     progress = Progress(config, policy, LocalJudge(task_specs(config)).sources, None)
-    async with trainer_of(config, policy, None, progress.version) as trainer:
+    async with trainer_of(config, policy, None, progress.version, progress.gate) as trainer:
         learning = Learning(
             policy=policy,
             trainer=trainer,

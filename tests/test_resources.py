@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from node.alarms import Alarm
 from node.ledger import Ledger
 from node.resources import SLACK, WINDOW_S, WINDOWS, Growth, Resources, Slack, gauges
+from swarm.errors import NetworkError
 from swarm.net.streams import PULL, write_frame
 from swarm.wire.v1 import node_pb2
 from tests.test_exchange import DEADLINE_S, node
@@ -168,11 +170,15 @@ async def test_hundreds_of_streams_leave_nothing_behind(tmp_path: Path) -> None:
         assert stack is not None
 
         async def use(broken: bool) -> None:
-            reader, writer = await stack.open_stream(a.peer, PULL)
-            if broken:
-                await write_frame(writer, b"no request")
-            writer.close()
-            assert await asyncio.wait_for(reader.read(), DEADLINE_S) == b""
+            # the other side closes those over its limits unread, at any moment: this test asks what is left of them
+            with contextlib.suppress(NetworkError, ConnectionError):
+                reader, writer = await stack.open_stream(a.peer, PULL)
+                try:
+                    if broken:
+                        await write_frame(writer, b"no request")
+                finally:
+                    writer.close()
+                assert await asyncio.wait_for(reader.read(), DEADLINE_S) == b""
 
         await use(broken=True)
         before = held()

@@ -49,7 +49,7 @@ def config_of(policy: Path, data_dir: Path, /, **settings: object) -> NodeConfig
         "learner": {"lr": 1e-2, "warmup_steps": 0, "truncated": "scored"},
         "pool": {"own_groups": OWN, "foreign_groups": 2, "own_capacity": ROOM, "newcomer_share": 1.0},
         "exchange": {"type": "none"},
-        "foreign_gate": {"type": "none"},  # what the gate has seen lately is in no checkpoint
+        "foreign_gate": {"type": "own", "quantile": 0.5},  # a threshold from the second step on
         "eval": {"every_steps": 0},
         "checkpoint": {"every_steps": 1},
     }

@@ -72,7 +72,7 @@ async def bench(policy: Path, directory: Path, /, **settings: object) -> AsyncIt
     progress = Progress(config, loaded, LocalJudge(task_specs(config)).sources, checkpoint)
     credits, held = list[tuple[PeerId, float]](), Holds()
     async with AsyncExitStack() as stack:
-        trainer = await stack.enter_async_context(trainer_of(config, loaded, None, progress.version))
+        trainer = await stack.enter_async_context(trainer_of(config, loaded, None, progress.version, progress.gate))
         if checkpoint:
             moments = checkpoint.tensors()
             del moments[SAMPLING_RNG]
@@ -128,15 +128,18 @@ async def test_weights_moments_and_values_are_what_they_were_and_versions_grow(p
         weights, moments = await on.trainer.snapshot()
         then = on.trainer.version
         values = [on.progress.tracker.value(task(task_ref(n)), then) for n in range(6)]
+        seen = on.progress.gate.state()
         await learn(on, 2)
         await on.learning.checkpoint()
         await learn(on, 1)
         assert not same(weights, (await on.trainer.snapshot())[0])
+        assert len(seen["recent"]) == 6 != len(on.progress.gate.state()["recent"])
         assert values != [on.progress.tracker.value(task(task_ref(n)), on.trainer.version) for n in range(6)]
 
         await on.go_back(ORDER)
         now = on.trainer.version
         assert (then, now, on.learning.steps) == (3, 7, 6)
+        assert on.progress.gate.state() == seen
         assert same(weights, (await on.trainer.snapshot())[0])
         assert same(moments, (await on.trainer.snapshot())[1])
         assert (await on.learning.weights()).version == now

@@ -18,14 +18,15 @@ from node.engine.optimizer_state import optimizer_tensors, restore_optimizer
 from node.engine.thread import WorkThread
 from node.engine.updates import Rules, Share, Updated, Updates
 from node.experience import Experience
+from node.rl.gate import GateMemory
 from node.rl.lessons import Lesson
 from node.rl.samples import RowPlan, build_rows
 from swarm.types import PeerId, PolicyVersion
 
 T = TypeVar("T")
 
-#: Makes the updates of a batch whose rows are packed, on the policy of that version.
-Step = Callable[[PolicyVersion], Updated]
+#: Makes the updates of a batch whose rows are packed: on the policy of that version, with that threshold of the gate.
+Step = Callable[[PolicyVersion, float], Updated]
 
 
 class Learner(Protocol):
@@ -78,7 +79,7 @@ class OneDevice:
 
     def prepare(self, share: Share) -> Step:
         packed = self.updates.packed(share)
-        return lambda version: self.updates.update(share, packed, version)
+        return lambda version, gate: self.updates.update(share, packed, version, gate)
 
     def probed(self, probe: np.ndarray) -> np.ndarray:
         return self.updates.probed(probe)
@@ -118,7 +119,7 @@ class PolicyTrainer:
 
     `sampling_dtype` is what the generator samples with. `probe`, int32 [P], is a text whose log-probabilities go along
     with the weights, so that a generator can tell whether it has the same ones. `max_length`: tokens that the model has
-    positions for, None where it has no limit.
+    positions for, None where it has no limit. `gate`: what earlier steps have seen, where there were some.
     """
 
     def __init__(
@@ -133,12 +134,14 @@ class PolicyTrainer:
         sampling_dtype: torch.dtype = torch.float32,
         probe: np.ndarray | None = None,
         version: PolicyVersion,
+        gate: GateMemory | None = None,
     ) -> None:
         self._learner = learner
         self._codec = codec
         self._rules = rules
         self._advantage = advantage
         self._guidance = guidance
+        self._gate = gate or GateMemory(rules.foreign_gate)
         self._max_length = max_length
         self._sampling_dtype = sampling_dtype
         self._probe = probe
@@ -237,7 +240,8 @@ class PolicyTrainer:
         taught: Mapping[PeerId, Lesson] = {}
         culprits = frozenset[PeerId]()
         if prepared.step is not None:
-            updated = prepared.step(self._version)
+            updated = prepared.step(self._version, self._gate.threshold())
+            self._gate.observe(updated.surprises)
             self._version = PolicyVersion(self._version + updated.changed)
             metrics |= updated.metrics
             taught, culprits = updated.lessons, updated.culprits

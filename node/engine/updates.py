@@ -87,6 +87,8 @@ class Updated:
     """What this device's rows taught; empty where nothing changed."""
     culprits: frozenset[PeerId] = frozenset()
     """Where nothing changed: the peers whose rows alone are why, as far as that was found out."""
+    surprises: tuple[float, ...] = ()
+    """What the gate of later steps has to know of this one."""
 
 
 class Updates:
@@ -102,7 +104,7 @@ class Updates:
         self._scores = scores or TokenScores(model)
         self._shares_rows = rules.learner.packing and share_rows(self._scores)
         self._budget = TokenBudget(rules.learner.tokens_per_micro_batch)
-        self._gate = ForeignGate(rules.foreign_gate)
+        self._gate = ForeignGate(rules.foreign_gate, math.inf)
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         """By name; tied ones once."""
         self._halfway = False  # in an update that has begun to change the weights
@@ -123,9 +125,13 @@ class Updates:
         """On the CPU; reads no weights, so that it may be done while a step is under way."""
         return pack(share.rows, self._budget.tokens, share=self._shares_rows)
 
-    def update(self, share: Share, packed: Sequence[MicroBatch], version: PolicyVersion) -> Updated:
-        """`packed`: what `packed` made of the share. `version`: of the policy, before the step."""
+    def update(
+        self, share: Share, packed: Sequence[MicroBatch], version: PolicyVersion, gate: float = math.inf
+    ) -> Updated:
+        """`packed`: what `packed` made of the share. `version`: of the policy, before the step. `gate`: what the gate's
+        threshold is in it."""
         learner = self.rules.learner
+        self._gate = ForeignGate(self.rules.foreign_gate, gate)
         if reincarnates(learner, version):
             self.optimizer.state.clear()
         batch = Passes(packed, self.model.device)
@@ -145,11 +151,14 @@ class Updates:
                 changed = True
             self._forget()
         self._halfway = False
-        metrics |= self._gate.close(self._team.all) | {"skipped_update": float(not changed)}
+        gated = self._gate.close(self._team.all)
+        metrics |= gated.metrics | {"skipped_update": float(not changed)}
         metrics["tokens_per_micro_batch"] = float(self._budget.tokens)
         taught = lessons(batch.micro_batches, share.scale) if changed else {}
         culprits = frozenset() if changed else self._culprits(share)
-        return Updated(changed=changed, metrics=metrics, lessons=taught, culprits=culprits)
+        return Updated(
+            changed=changed, metrics=metrics, lessons=taught, culprits=culprits, surprises=gated.surprises
+        )
 
     def replace(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Takes weights over, by parameter name."""

@@ -173,7 +173,7 @@ async def _mind(
     loop = asyncio.get_running_loop()
     policy = load_policy(config.policy)
     progress = _progress(member, config, policy, around)
-    trainer = await around.stack.enter_async_context(trainer_of(config, policy, None, PolicyVersion(0)))
+    trainer = await around.stack.enter_async_context(trainer_of(config, policy, None, PolicyVersion(0), progress.gate))
 
     def after_step() -> None:
         record.steps.append({"step": float(progress.steps), "time": loop.time()} | progress.ledger.metrics)

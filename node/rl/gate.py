@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,21 +28,53 @@ Gather = Callable[[np.ndarray], list[np.ndarray]]
 """From what one device has seen, float64 [n], to what every device has, where they share a step."""
 
 
-class ForeignGate:
-    """One per learner. A step begins with `open`, gates each micro-batch once, before its first update, and ends with
-    `close`."""
+class GateMemory:
+    """What earlier steps have seen, which the threshold of the next one comes from. One per node, in its checkpoints."""
 
-    def __init__(self, config: ForeignGateConfig) -> None:
-        self._recent = deque[float](maxlen=config.window if isinstance(config, OwnGate | RelativeGate) else 0)
+    def __init__(self, config: ForeignGateConfig, state: Mapping[str, Any] | None = None) -> None:
+        """`state`, of an earlier one, counts where that measured what this one does."""
         self._config = config
-        self._most = math.inf
+        self._recent = deque[float](maxlen=config.window if isinstance(config, OwnGate | RelativeGate) else 0)
+        self.restore(state or {})
+
+    def threshold(self) -> float:
+        return threshold(self._config, self._recent)
+
+    def observe(self, surprises: Sequence[float]) -> None:
+        """Of a step, as `Gated` has them."""
+        self._recent.extend(surprises)
+
+    def state(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return {"measure": _measure(self._config), "recent": list(self._recent)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._recent.clear()
+        if state.get("measure") == _measure(self._config):
+            self._recent.extend(state["recent"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gated:
+    metrics: dict[str, float]
+    """Of the step; none of peers' without a row of theirs."""
+    surprises: tuple[float, ...]
+    """What `GateMemory.observe` is told; finite."""
+
+
+class ForeignGate:
+    """Of one step: `most` is its threshold, so that no micro-batch decides over another one. It gates each micro-batch
+    once, before its first update, and ends with `close`."""
+
+    def __init__(self, config: ForeignGateConfig, most: float) -> None:
+        self._config = config
+        self._most = most
         self._own = list[float]()
         self._peers = list[float]()
         self._bits_per_byte = list[float]()
 
     def open(self) -> None:
-        """Sets the threshold of the step, from what came before it: no micro-batch decides over another one."""
-        self._most = threshold(self._config, self._recent)
+        """Begins the step, or begins it again."""
         self._own, self._peers, self._bits_per_byte = [], [], []
 
     def apply(self, micro: MicroBatch, logp: Tensor) -> MicroBatch:
@@ -55,18 +88,17 @@ class ForeignGate:
         kept = torch.from_numpy(own | (measured <= self._most)).to(micro.advantage.device)
         return replace(micro, advantage=micro.advantage.where(kept, 0.0))
 
-    def close(self, everybodys: Gather = lambda values: [values]) -> dict[str, float]:
-        """Metrics of the step; none of peers' without a row of theirs."""
+    def close(self, everybodys: Gather = lambda values: [values]) -> Gated:
         own, peers, rates = (_shared(seen, everybodys) for seen in (self._own, self._peers, self._bits_per_byte))
         news = own if isinstance(self._config, OwnGate) else peers
-        self._recent.extend(news[np.isfinite(news)].tolist())  # what is not would set no threshold at all
-        if not len(peers):
-            return {}
-        metrics = {
-            "foreign_bits_per_byte": float(rates.mean()),
-            "foreign_gated_share": float(np.mean(~(peers <= self._most))),
-        }
-        return metrics | ({"foreign_gate": self._most} if math.isfinite(self._most) else {})
+        surprises = tuple(news[np.isfinite(news)].tolist())  # what is not would set no threshold at all
+        metrics = dict[str, float]()
+        if len(peers):
+            metrics["foreign_bits_per_byte"] = float(rates.mean())
+            metrics["foreign_gated_share"] = float(np.mean(~(peers <= self._most)))
+            if math.isfinite(self._most):
+                metrics["foreign_gate"] = self._most
+        return Gated(metrics=metrics, surprises=surprises)
 
     def _measure(self, micro: MicroBatch, logp: Tensor) -> np.ndarray:
         """What the threshold is a threshold of, float64 [S]."""
@@ -92,6 +124,13 @@ def threshold(config: ForeignGateConfig, recent: Sequence[float]) -> float:
         enough = len(recent) * (1.0 - config.quantile) >= 1.0
         return config.slack * float(np.quantile(recent, config.quantile)) if enough else 0.0
     return math.inf
+
+
+def _measure(config: ForeignGateConfig) -> str:
+    """What is remembered, and of whom: numbers of another kind set no threshold."""
+    if isinstance(config, OwnGate):
+        return f"own rollouts' least likely {config.window_bytes} bytes"
+    return "peers' bits per byte" if isinstance(config, RelativeGate) else "nothing"
 
 
 def _shared(values: Sequence[float], everybodys: Gather) -> np.ndarray:

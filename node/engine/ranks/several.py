@@ -20,7 +20,7 @@ import torch
 from node.engine.policy import Policy
 from node.engine.ranks.messages import Message
 from node.engine.ranks.processes import LearnerLost, Processes, environment
-from node.engine.ranks.transit import rules_head, share_message, updated_of
+from node.engine.ranks.transit import rules_head, share_message, shown, updated_of
 from node.engine.shared import SharedTensors, mapped
 from node.engine.trainer import Step
 from node.engine.updates import Rules, Share, Updated
@@ -75,7 +75,7 @@ class SeveralDevices:
     def prepare(self, share: Share) -> Step:
         shares = [replace(share, rows=rows) for rows in split(share.rows, len(self._devices))]
         frames = [share_message(each, {"op": "step"}) for each in shares]
-        return lambda version: self._step(frames, version)
+        return lambda version, gate: self._step(frames, version, gate)
 
     def probed(self, probe: np.ndarray) -> np.ndarray:
         answer = self._ask_all({"op": "probe", "ids": probe.tolist()})
@@ -101,11 +101,13 @@ class SeveralDevices:
         if self._processes is None:
             self.open()
 
-    def _step(self, frames: Sequence[Message], version: PolicyVersion) -> Updated:
-        told = [Message(head={**frame.head, "version": version}, body=frame.body) for frame in frames]
+    def _step(self, frames: Sequence[Message], version: PolicyVersion, gate: float) -> Updated:
+        now = {"version": version, "gate": shown(gate)}
+        told = [Message(head=frame.head | now, body=frame.body) for frame in frames]
         parts = [updated_of(answer.head) for answer in self._ask(told)]
         taught = together([part.lessons for part in parts])
-        return Updated(changed=parts[0].changed, metrics=parts[0].metrics, lessons=taught)
+        first = parts[0]
+        return Updated(changed=first.changed, metrics=first.metrics, lessons=taught, surprises=first.surprises)
 
     def _load(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self._ask_all({"op": "load"}, tensors)

@@ -117,11 +117,11 @@ def share_of(message: Message) -> Share:
 
 
 def updated_head(updated: Updated) -> dict[str, Any]:
-    """JSON has no number that is not finite: those are strings."""
     return {
         "changed": updated.changed,
-        "metrics": {name: _shown(value) for name, value in updated.metrics.items()},
-        "lessons": {origin: [_shown(x.learned), _shown(x.refused), x.gated] for origin, x in updated.lessons.items()},
+        "metrics": {name: shown(value) for name, value in updated.metrics.items()},
+        "lessons": {origin: [shown(x.learned), shown(x.refused), x.gated] for origin, x in updated.lessons.items()},
+        "surprises": list(updated.surprises),
     }
 
 
@@ -133,10 +133,12 @@ def updated_of(head: Mapping[str, Any]) -> Updated:
             PeerId(origin): Lesson(learned=float(learned), refused=float(refused), gated=gated)
             for origin, (learned, refused, gated) in head["lessons"].items()
         },
+        surprises=tuple(head["surprises"]),
     )
 
 
-def _shown(value: float) -> float | str:
+def shown(value: float) -> float | str:
+    """For JSON, which has no number that is not finite; `float` reads it."""
     return value if np.isfinite(value) else str(value)
 
 

@@ -2,7 +2,7 @@
 
     > {"op": "begin", ...}             a model without weights, cut over the ranks; the rules of a step
     > {"op": "load", "layout"}         weights, from the node's shared memory
-    > {"op": "step", "version", ...}   this rank's share of a batch; all ranks make the same updates of their parts
+    > {"op": "step", "version", "gate", ...}   this rank's share of a batch; all ranks make the same updates of their parts
     > {"op": "weights", "dtype"}       all parts together, into rank 0's shared memory; so "moments", the optimiser's
     > {"op": "restore", "layout"}      the optimiser's state back
     > {"op": "probe", "ids"}
@@ -98,7 +98,8 @@ class Rank:
 
     def _step(self, message: Message) -> dict[str, Any]:
         learner, share = self._learner, share_of(message)
-        return updated_head(learner.update(share, learner.packed(share), PolicyVersion(message.head["version"])))
+        version, gate = PolicyVersion(message.head["version"]), float(message.head["gate"])
+        return updated_head(learner.update(share, learner.packed(share), version, gate))
 
     def _weights(self, message: Message) -> dict[str, Any]:
         return self._together(self._learner.trained, torch_dtype(message.head["dtype"]))
