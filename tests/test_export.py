@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from node import cli, exit_codes
-from node.checkpoint import CheckpointStore
+from node.checkpoint import CheckpointStore, Score
 from node.commands import export
 from node.config import Lora, PolicyConfig
 from node.engine.policy import Policy, load_policy
@@ -51,10 +51,11 @@ def trained(policy: Policy) -> dict[str, torch.Tensor]:
     return {name: p.detach() for name, p in policy.model.named_parameters() if p.requires_grad}
 
 
-def save(policy: Policy, data_dir: Path, step: int, keep: int = 2) -> Path:
+def save(policy: Policy, data_dir: Path, step: int, keep: int = 2, reward: float | None = None) -> Path:
     """A checkpoint, where a node in `data_dir` has its."""
     store = CheckpointStore(data_dir / "checkpoints", keep)
-    return store.save(step, lambda directory: policy.save(directory, trained(policy)), {}, {})
+    score = None if reward is None else Score(metric="own_reward", value=reward, step=step)
+    return store.save(step, lambda directory: policy.save(directory, trained(policy)), {}, {}, score)
 
 
 def logits(model: torch.nn.Module) -> torch.Tensor:
@@ -85,6 +86,21 @@ def test_the_newest_checkpoint_is_copied(with_adapter: Policy, tmp_path: Path, c
     assert files(out) == files(newest / "model")
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= files(out).keys()
     assert [path.name for path in out.parent.iterdir()] == ["model"]
+
+
+def test_the_best_checkpoint_is_copied_where_that_is_asked_for(with_adapter: Policy, tmp_path: Path):
+    data_dir = tmp_path / "node"
+    paths = [save(with_adapter, data_dir, step, reward=reward) for step, reward in ((1, 0.75), (2, 0.5), (3, 0.25))]
+    for out, words, expected in (("newest", [], paths[2]), ("best", ["--best"], paths[0])):
+        assert run(data_dir, tmp_path / out, *words) == cli.OK
+        assert files(tmp_path / out) == files(expected / "model")
+
+
+def test_without_scores_the_newest_is_the_best(with_adapter: Policy, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    save(with_adapter, tmp_path / "node", 1)
+    newest = save(with_adapter, tmp_path / "node", 2)
+    assert run(tmp_path / "node", tmp_path / "out", "--best") == cli.OK
+    assert capsys.readouterr().out == f"{tmp_path / 'out'}: an adapter, from {newest / 'model'}\n"
 
 
 def test_a_checkpoint_and_a_model_are_sources_too(with_adapter: Policy, base: Path, tmp_path: Path):
