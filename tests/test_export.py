@@ -96,7 +96,9 @@ def test_the_best_checkpoint_is_copied_where_that_is_asked_for(with_adapter: Pol
         assert files(tmp_path / out) == files(expected / "model")
 
 
-def test_without_scores_the_newest_is_the_best(with_adapter: Policy, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_without_scores_the_newest_is_the_best(
+    with_adapter: Policy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     save(with_adapter, tmp_path / "node", 1)
     newest = save(with_adapter, tmp_path / "node", 2)
     assert run(tmp_path / "node", tmp_path / "out", "--best") == cli.OK

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from builders import task as build_task
@@ -12,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from node.engine.text import HfTextCodec, load_codec
 from node.engine.token_bytes import byte_alphabet, token_bytes
+from node.seed.tokenizer import make_tokenizer
 from swarm.errors import PolicyError
 from swarm.types import FinishReason, Task
 
@@ -126,6 +130,23 @@ def test_added_tokens_are_their_content() -> None:
     assert text == "<user><think>où"
     assert lengths.tolist() == [6, 7, 3]
     assert BYTES.encode("<think>où", FinishReason.LENGTH).tolist() == [THINK, OU]
+
+
+def test_what_a_tokenizer_remembers_of_strangers_words_is_little() -> None:
+    codec = HfTextCodec(make_tokenizer((), 256))
+    letters = np.random.default_rng(0).integers(ord("!"), ord("~"), (12_000, 250), dtype=np.uint8)
+    texts = [row.tobytes().decode() for row in letters]
+    for text in texts[:100]:
+        codec.encode(text, FinishReason.STOP)
+    before = resident()
+    for text in texts:
+        codec.encode(text, FinishReason.STOP)
+    assert resident() - before < 32 << 20  # 80 MiB as the library has it
+
+
+def resident() -> int:
+    """Bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_nobodys_text_can_end_a_turn() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from jinja2 import TemplateError
 from tokenizers import Tokenizer
+from tokenizers.models import BPE, Unigram
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from node.engine.token_bytes import TokenBytes, credit_by_prefixes, credit_bytes, token_bytes
@@ -22,6 +23,8 @@ from swarm.types import FinishReason, Task
 
 #: Stands for an assistant's turn in a template. Nothing that a template strips, splits or escapes.
 SENTINEL = "AssistantTurn7f3a9c"
+#: Words whose tokens a tokenizer remembers. Its own 10,000 are up to 80 MB: strangers decide how long a word is.
+REMEMBERED_WORDS = 2000
 
 
 class HfTextCodec:
@@ -199,6 +202,8 @@ def _backend(definition: str) -> Tokenizer:
     backend = Tokenizer.from_str(definition)
     backend.no_padding()
     backend.no_truncation()
+    if isinstance(backend.model, BPE | Unigram):
+        backend.model._resize_cache(REMEMBERED_WORDS)
     return backend
 
 
