@@ -29,7 +29,7 @@ Gather = Callable[[np.ndarray], list[np.ndarray]]
 
 
 class GateMemory:
-    """What earlier steps have seen, which the threshold of the next one comes from. One per node, in its checkpoints."""
+    """What earlier steps have seen: where a threshold comes from. One per node, in its checkpoints."""
 
     def __init__(self, config: ForeignGateConfig, state: Mapping[str, Any] | None = None) -> None:
         """`state`, of an earlier one, counts where that measured what this one does."""

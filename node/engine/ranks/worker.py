@@ -2,7 +2,7 @@
 
     > {"op": "begin", ...}             a model without weights, cut over the ranks; the rules of a step
     > {"op": "load", "layout"}         weights, from the node's shared memory
-    > {"op": "step", "version", "gate", ...}   this rank's share of a batch; all ranks make the same updates of their parts
+    > {"op": "step", "version", ...}   this rank's share of a batch; all ranks make the same updates of their parts
     > {"op": "weights", "dtype"}       all parts together, into rank 0's shared memory; so "moments", the optimiser's
     > {"op": "restore", "layout"}      the optimiser's state back
     > {"op": "probe", "ids"}
