@@ -24,6 +24,7 @@ from node.precedents import Precedents
 from node.producer import Author, Producer
 from node.progress import Progress
 from node.rl.demand import announced_values
+from node.rl.gate import GateMemory
 from node.time_account import Times
 from swarm.manifest import Manifest
 from swarm.membership import Membership
