@@ -11,7 +11,7 @@ import pytest
 from swarm.limits import Limits
 from swarm.net.memory import MemoryLog
 from swarm.wire.codec import decode_group, encode_group
-from tests.bench import exchange, genrl, ids, latency, slow_virtual, throughput, wire
+from tests.bench import exchange, genrl, ids, latency, slow_peer, slow_virtual, throughput, wire
 from tests.bench.publisher import AHEAD, Ahead
 from tests.bench.rounds import ROLLOUTS, Round
 from tests.bench.statistics import Spread, spread
@@ -128,6 +128,14 @@ def test_without_the_peers_environment_its_benchmark_says_so(capsys: pytest.Capt
 
 def test_in_virtual_time_a_slow_peer_costs_the_others_nothing():
     assert slow_virtual.losses(steps=4) == {"node-1": 0.0, "node-2": 0.0}
+
+
+@pytest.mark.network
+@pytest.mark.slow
+async def test_in_real_time_those_who_trade_and_the_one_who_does_not_make_groups():
+    (alone,) = await slow_peer.real_windows(seconds=2.0, slowed=(False,))
+    assert not alone.slowed
+    assert min(alone.alone, alone.others, alone.traded) > 0.0
 
 
 @pytest.mark.network

@@ -89,7 +89,7 @@ def report_genrl(options: argparse.Namespace) -> None:
 def report_slow_peer(options: argparse.Namespace) -> None:
     for name, lost in slow_virtual.losses(options.steps).items():
         print(f"virtual time: {name} takes {lost:+.2%} longer beside a node that is {slow_virtual.SLOWER} times slower")
-    windows = uvloop.run(slow_peer.real_windows(options.rounds, options.seconds))
+    windows = uvloop.run(slow_peer.real_windows(options.seconds, (False, True) * options.rounds))
     print("| third node | groups/s alone | groups/s of the others | ratio | groups/s they admit |")
     print("|---|---|---|---|---|")
     for each in windows:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from node.algorithms import PoolConfig, TrackerConfig
+from node.experience import Experience
 from node.intake import Intake
 from node.journal import Journal
 from node.ledger import Ledger
@@ -113,6 +114,10 @@ async def open_peer(directory: Path, *initial_peers: str, parts: Parts | None = 
         membership = Membership(swarm=manifest.id)
         standing, ledger, tracker = Standing(time.monotonic), Ledger(), ValueTracker(TrackerConfig())
         precedents = Precedents(parts.pool_config)
+
+        def heard(experience: Experience) -> None:
+            ledger.counters["own_groups"] += experience.own
+
         intake = parts.intake(
             me=identity.peer_id,
             manifest=manifest,
@@ -128,9 +133,7 @@ async def open_peer(directory: Path, *initial_peers: str, parts: Parts | None = 
             banned=standing.banned,
             wall_clock=time.time,
         )
-        pool = parts.pool(
-            parts.pool_config, random.Random(0), ledger.counters, standing, precedents, heard=lambda experience: None
-        )
+        pool = parts.pool(parts.pool_config, random.Random(0), ledger.counters, standing, precedents, heard=heard)
         settings = P2PSettings.model_validate(
             {"listen": LISTEN, "initial_peers": initial_peers, "heartbeat_s": 2.0, **(parts.settings or {})}
         )

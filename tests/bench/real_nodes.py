@@ -13,6 +13,7 @@ import asyncio
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from statistics import median
 
@@ -55,8 +56,7 @@ async def measure(nodes: int) -> list[tuple[str, str]]:
             for round in range(1, ROUNDS + 1):
                 for child in children:
                     child.publish(1)
-                delivered = await reported(children, lambda them, round=round: _all_have(them, round), DELIVERED_S)
-                rounds.append(sorted(seconds for it in delivered for seconds in it.latencies_s))
+                rounds.append(sorted(await _delivered(children, round)))
             last = await reports(children)
             await asyncio.gather(*(child.stop() for child in children))
     wanted = ROUNDS * nodes * (nodes - 1)
@@ -78,6 +78,18 @@ async def measure(nodes: int) -> list[tuple[str, str]]:
         ("came out of their origin's log twice", f"{sum(it.pulled_again for it in last)}"),
         ("relayed of what was there", f"{sum(it.relayed_again for it in last)}"),
     ]
+
+
+async def _delivered(children: Sequence[Child], round: int) -> list[float]:
+    """Seconds that each group of the round took; a report has those since the one before it."""
+    seconds = list[float]()
+
+    def all_have(them: list[Report]) -> bool:
+        seconds.extend(late for it in them for late in it.latencies_s)
+        return _all_have(them, round)
+
+    await reported(children, all_have, DELIVERED_S)
+    return seconds
 
 
 def _all_have(them: list[Report], round: int) -> bool:

@@ -8,7 +8,6 @@ In every second window the third one, with its daemon and its judge, is stopped 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import signal
 import tempfile
 import time
@@ -81,6 +80,9 @@ class Sleeping:
     @property
     def version(self) -> PolicyVersion:
         return PolicyVersion(self.steps)
+
+    async def recover(self) -> bool:
+        return False
 
     async def draw(self, pool: RolloutPool, version: PolicyVersion | None = None) -> list[Experience]:
         now = asyncio.get_running_loop().time
@@ -175,15 +177,15 @@ class Window:
         return self.others / self.alone
 
 
-async def real_windows(rounds: int, seconds: float) -> list[Window]:
-    """`rounds` times a window without and one with the third node slowed, of so many seconds each."""
+async def real_windows(seconds: float, slowed: Sequence[bool]) -> list[Window]:
+    """One after the other, of so many seconds each, with the third node slowed or not."""
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
         async with AsyncExitStack() as stack:
             first, alone, second, slow = await _open(Path(directory), stack)
             await asyncio.sleep(SETTLE_S)
             windows = []
-            for _, slowed in itertools.product(range(rounds), (False, True)):
-                async with _slowed(slow) if slowed else nullcontext():
+            for now in slowed:
+                async with _slowed(slow) if now else nullcontext():
                     before = await _counts(alone, first, second)
                     await asyncio.sleep(seconds)
                     after = await _counts(alone, first, second)
@@ -192,9 +194,7 @@ async def real_windows(rounds: int, seconds: float) -> list[Window]:
                     for key in ("own", "foreign")
                 )
                 windows.append(
-                    Window(
-                        slowed=slowed, alone=own[0], others=(own[1] + own[2]) / 2, traded=(traded[1] + traded[2]) / 2
-                    )
+                    Window(slowed=now, alone=own[0], others=(own[1] + own[2]) / 2, traded=(traded[1] + traded[2]) / 2)
                 )
             return windows
 
