@@ -22,7 +22,7 @@ def _arm(name: str, own: int, foreign: int, share: str) -> Arm:
     return arm(name, world="skills", nodes=NODES, steps=STEPS, tables=tables)
 
 
-MIXES = ((4, 4), (2, 6), (8, 8))
+MIXES = ((4, 4), (2, 6))
 
 EXPERIMENT = Experiment(
     name="mix",

@@ -16,7 +16,6 @@ GATES: dict[str, dict[str, object]] = {
     "absolute-2": {"type": "absolute", "max_bits_per_byte": 2.0},
     "absolute-4": {"type": "absolute", "max_bits_per_byte": 4.0},
     "relative-0.5": {"type": "relative", "quantile": 0.5},
-    "relative-0.75": {"type": "relative", "quantile": 0.75},
     "relative-0.9": {"type": "relative", "quantile": 0.9},
     "own": {"type": "own", "window_bytes": 16, "quantile": 0.95, "slack": 2.0, "window": 512},
     "own-tight": {"type": "own", "window_bytes": 16, "quantile": 0.95, "slack": 1.25, "window": 512},

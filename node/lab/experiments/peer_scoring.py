@@ -7,12 +7,12 @@ from node.lab.experiments.common import LEARNED, LEARNER, NODES, PASS, STEPS, UN
 from node.lab.scoring import Scoring
 from node.lab.settings import Tables, arm
 
-WORLDS = ("skills", "tokenizers")
-#: Foreign groups per step, beside 8 own ones.
-FOREIGN = (0, 8)
+#: World, and foreign groups per step beside 8 own ones.
+CASES = (("skills", 0), ("skills", 8), ("tokenizers", 8))
 GUIDED: Tables = {"guidance": {"type": "peer_scores", "weight": 0.5, "clip": 1.0, "bound": 0.5}}
 HONEST = Scoring(latency_s=1.0)
 LIARS = Scoring(latency_s=1.0, liars=NODES // 2)
+WAYS = (("", None), (":scored", HONEST))
 
 
 def _arm(world: str, foreign: int, how: str = "", scoring: Scoring | None = None) -> Arm:
@@ -29,13 +29,12 @@ EXPERIMENT = Experiment(
     " a family of its own (skills), or they have two tokenizers (tokenizers). Own groups are scored by the peer with"
     " the best rewards on the task's source, if they are above our own value; half of the peers may be liars.",
     arms=[
-        *(_arm(world, foreign) for world in WORLDS for foreign in FOREIGN),
-        *(_arm(world, foreign, ":scored", HONEST) for world in WORLDS for foreign in FOREIGN),
-        *(_arm(world, 8, ":liars", LIARS) for world in WORLDS),
+        *(_arm(world, foreign, how, scoring) for world, foreign in CASES for how, scoring in WAYS),
+        _arm("skills", 8, ":liars", LIARS),
     ],
     comparisons=[
-        *(Comparison(f"{world}:8+{foreign}:scored", f"{world}:8+{foreign}") for world in WORLDS for foreign in FOREIGN),
-        *(Comparison(f"{world}:8+8:liars", f"{world}:8+8{how}") for world in WORLDS for how in ("", ":scored")),
+        *(Comparison(f"{world}:8+{foreign}:scored", f"{world}:8+{foreign}") for world, foreign in CASES),
+        *(Comparison("skills:8+8:liars", f"skills:8+8{how}") for how, _ in WAYS),
     ],
     metrics=LEARNED
     | {

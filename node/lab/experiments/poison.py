@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from node.lab.adversary import BODIES, Attack
 from node.lab.experiment import Arm, Comparison, Experiment, Metric
 from node.lab.experiments.common import LEARNED, LEARNER, PASS, UNIFORM
@@ -15,7 +17,15 @@ HONEST = 2
 HONEST_RATE = 8.0
 #: Identities of the attacker: they cost nothing.
 IDENTITIES = 3
-ATTACKS = ((0.1, "poisoned"), (0.3, "poisoned"), (0.5, "poisoned"), (0.5, "degenerate"), (0.5, "unfounded"))
+#: Every gate against one attack, and against none; what is open and what was chosen, against the others.
+FEW = ("open", "own")
+ATTACKS: tuple[tuple[float, str, Sequence[str]], ...] = (
+    (0.1, "poisoned", FEW),
+    (0.3, "poisoned", tuple(GATES)),
+    (0.5, "poisoned", FEW),
+    (0.5, "degenerate", FEW),
+    (0.5, "unfounded", FEW),
+)
 LIKELY, UNLIKELY = -0.01, -20.0
 
 
@@ -39,8 +49,8 @@ ARMS = [
     *(_arm(f"0%:{gate}", [], _gated(gate)) for gate in GATES),
     *(
         _arm(f"{share:.0%}:{body}:{gate}", attacks(body, share), _gated(gate))
-        for share, body in ATTACKS
-        for gate in GATES
+        for share, body, gates in ATTACKS
+        for gate in gates
     ),
     *(
         _arm(f"50%:{body}:{forged}:sequence", attacks(body, 0.5, logprob), {"foreign": {"type": "rec_oneside"}})
@@ -59,7 +69,7 @@ EXPERIMENT = Experiment(
     arms=ARMS,
     comparisons=[
         *(Comparison(f"0%:{gate}", "alone") for gate in GATES),
-        *(Comparison(f"{share:.0%}:{body}:{gate}", f"0%:{gate}") for share, body in ATTACKS for gate in GATES),
+        *(Comparison(f"{share:.0%}:{body}:{gate}", f"0%:{gate}") for share, body, gates in ATTACKS for gate in gates),
     ],
     metrics=LEARNED
     | {

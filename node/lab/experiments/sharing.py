@@ -1,7 +1,8 @@
 """SAPO's table (arXiv 2509.08721 section 4): own and foreign groups per step, where peers differ in one thing.
 
 Own groups cost sampling, foreign ones do not: I + J = 8 trains on as much as 8+0 and samples less; 8+J samples as much
-and trains on more.
+and trains on more. The whole table is made where there is most to gain, among nodes of different skills; elsewhere what
+the paper recommends and what we do.
 """
 
 from __future__ import annotations
@@ -19,27 +20,35 @@ SAPO: Tables = {
     "foreign": {"type": "sapo_plain", "low": 0.2, "high": 0.28},
 }
 
-#: What a rollout is worth that was cut off, where it is not simply scored. Where only the last answer counts, one that
-#: has answered loses nothing by going on, and peers learn it from each other.
-CUT_OFF = ("failed", "ignored")
-
 #: Pool: every own group, and as many of others' on top, which cost no sampling.
 SHARED = {"own_groups": 8, "foreign_groups": 8, "own_capacity": 8}
 
+Mixes = Sequence[tuple[int, int]]
+"""Own and foreign groups."""
+WHOLE: tuple[Mixes, Mixes] = (
+    ((8, 0), (6, 2), (4, 4), (2, 6), (8, 8), (8, 24)),
+    ((8, 0), (6, 2), (4, 4), (2, 6)),
+)
+ENDS: tuple[Mixes, Mixes] = (((8, 0), (8, 24)), ((8, 0), (4, 4)))
 
-def sharing(world: str, question: str, setting: str) -> Experiment:
-    ours = [_arm(f"{i}+{j}", world, i, j) for i, j in ((8, 0), (6, 2), (4, 4), (2, 6), (8, 8), (8, 24))]
-    cut_off = [_arm(f"8+24,{way}", world, 8, 24, {"learner": {"truncated": way}}) for way in CUT_OFF]
-    theirs = [_arm(f"sapo-{i}+{j}", world, i, j, SAPO) for i, j in ((8, 0), (6, 2), (4, 4), (2, 6))]
+
+def sharing(world: str, question: str, setting: str, mixes: tuple[Mixes, Mixes] = ENDS) -> Experiment:
+    """`mixes`: ours, and those of the paper's arm. One of ours counts a response that was cut off as failed: where only
+    the last answer counts, one that has answered loses nothing by going on, and peers learn it from each other."""
+    ours = [_arm(f"{i}+{j}", world, i, j) for i, j in mixes[0]]
+    failed = _arm("8+24,failed", world, 8, 24, {"learner": {"truncated": "failed"}})
+    theirs = [_arm(f"sapo-{i}+{j}", world, i, j, SAPO) for i, j in mixes[1]]
     return Experiment(
         name=f"sharing-{world}",
         version=1,
         question=question,
         setting=f"{setting} {NODES} nodes, {STEPS} steps each, groups of 8 rollouts, tasks drawn uniformly.",
-        arms=[*ours, *cut_off, *theirs],
+        arms=[*ours, failed, *theirs],
         comparisons=[
-            *_comparisons([a.name for a in ours], [a.name for a in theirs]),
-            *(Comparison(a.name, ours[-1].name) for a in cut_off),
+            *(Comparison(each.name, ours[0].name) for each in [*ours[1:], failed]),
+            *(Comparison(each.name, theirs[0].name) for each in theirs[1:]),
+            Comparison(ours[0].name, theirs[0].name),
+            Comparison(failed.name, ours[-1].name),
         ],
         metrics=LEARNED
         | {
@@ -56,8 +65,3 @@ def sharing(world: str, question: str, setting: str) -> Experiment:
 def _arm(name: str, world: str, own: int, foreign: int, tables: Tables | None = None) -> Arm:
     pool = {"own_groups": own, "foreign_groups": foreign, "own_capacity": own}
     return arm(name, world=world, nodes=NODES, steps=STEPS, tables={**(tables or {}), "sampler": UNIFORM, "pool": pool})
-
-
-def _comparisons(ours: Sequence[str], theirs: Sequence[str]) -> list[Comparison]:
-    alone = [Comparison(name, ours[0]) for name in ours[1:]] + [Comparison(name, theirs[0]) for name in theirs[1:]]
-    return [*alone, Comparison("4+4", "sapo-4+4"), Comparison("8+0", "sapo-8+0")]
