@@ -28,8 +28,7 @@ from swarm.types import Reason
 from swarm.wire.v1 import node_pb2
 from tests.builders import identity, signed
 from tests.policies import save_tiny_policy
-
-PATIENCE_S = 60.0
+from tests.processes import PATIENCE_S
 
 
 @pytest.fixture(scope="session")
