@@ -71,6 +71,9 @@ class Lora(Table):
     """An adapter's product is scaled by alpha / rank."""
     targets: tuple[str, ...] = ()
     """Names of the linear layers that get one ("q_proj"); empty for all of them but the output head."""
+    base: Literal["full", "nf4"] = "full"
+    """What the frozen linear layers are held in: as all other weights, or in half a byte each (NF4; QLoRA, arXiv
+    2305.14314; bitsandbytes; pip install 'swarm-node[bitsandbytes]')."""
 
 
 AdapterConfig = Annotated[NoAdapter | Lora, Field(discriminator="type")]

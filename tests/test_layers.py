@@ -90,6 +90,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "vllm": ("node/engine/vllm/*",),
     "peft": ("node/engine/lora.py",),
     "torchao": ("node/engine/eight_bit.py",),
+    "bitsandbytes": ("node/engine/nf4.py",),
     "safetensors": ("node/engine/*", "node/engine/ranks/*", "node/seed/*", "node/checkpoint.py"),
     "hivemind": (
         "swarm/net/dht.py",
@@ -145,6 +146,7 @@ HIDDEN: dict[str, tuple[str, ...]] = {
     "node/demo/run.py": ("node.demo.plot",),
     "node/lab/records.py": ("pyarrow",),  # an extra
     "node/engine/eight_bit.py": ("torchao",),  # an extra
+    "node/engine/nf4.py": ("bitsandbytes",),  # an extra
     "node/engine/opening.py": ("node.engine.vllm.opening",),  # where vLLM is wanted, it is installed
 }
 #: Command lines: they answer before anything heavy is loaded, so all their imports may wait.

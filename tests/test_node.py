@@ -27,7 +27,7 @@ from swarm.net.memory import Hub, MemoryLog
 from swarm.types import Reason
 from swarm.wire.v1 import node_pb2
 from tests.builders import identity, signed
-from tests.policies import save_tiny_policy
+from tests.policies import needs_bitsandbytes, save_tiny_policy
 from tests.processes import PATIENCE_S
 
 
@@ -192,8 +192,9 @@ async def test_with_an_adapter_a_node_learns_and_its_base_stays_what_it_is(decid
     assert node.author.model == load_policy(PolicyConfig(model=str(decided), device="cpu")).fingerprint
 
 
-async def test_with_an_adapter_it_goes_on_exactly_where_it_was(policy: Path, tmp_path: Path):
-    config = config_with_adapter(policy, tmp_path / "node")
+@pytest.mark.parametrize("base", ["full", pytest.param("nf4", marks=needs_bitsandbytes)])
+async def test_with_an_adapter_it_goes_on_exactly_where_it_was(policy: Path, tmp_path: Path, base: str):
+    config = config_with_adapter(policy, tmp_path / "node", base=base)
     async with running(config) as node:
         await until(lambda: node.learning.steps >= 3, node)
     checkpoint = CheckpointStore(tmp_path / "node" / "checkpoints").latest()

@@ -175,6 +175,17 @@ def test_an_adapter_needs_little_besides_activations() -> None:
     assert lora.passing == full.passing - 4 * 1000 * 100  # of the head
 
 
+def test_a_base_in_nf4_is_cast_a_layer_at_a_time() -> None:
+    lora = replace(TINY, trainable=1000)
+    cases: tuple[tuple[Dtype, int, int], ...] = (("float32", 0, 4), ("bfloat16", 2, 6))
+    for dtype, cast, layer in cases:
+        full, rounded = (
+            learner_bytes(size, dtype, 50, MICRO, VllmEngine()) for size in (lora, replace(lora, quantised=900_000))
+        )
+        assert rounded.standing == full.standing
+        assert rounded.passing == full.passing - cast * 900_000 + layer * 100 * 300
+
+
 def test_layers_that_are_computed_again_keep_their_input() -> None:
     learner = LearnerConfig(tokens_per_micro_batch=2000, logit_chunk=10, recompute_activations=True)
     need = learner_bytes(TINY, "float32", 50, learner, VllmEngine())
@@ -309,6 +320,15 @@ def test_an_adapter_of_1_5_b_parameters_fits_into_24_gib() -> None:
     assert made.learner_bytes == 14 * 18_464_768 + passing
     assert made.kv_cache_bytes == int(0.95 * 17.5 * GIB) - GIB - 3_087_428_608 - made.learner_bytes
     assert made.max_in_flight == (made.kv_cache_bytes // (16 * 28_672) - 1) // 128 == 36
+
+
+def test_a_base_in_nf4_is_advised_where_there_is_a_frozen_one() -> None:
+    size = replace(QWEN_1B, trainable=18_464_768)
+    key = 'policy.adapter.base = "nf4"'
+    assert key in refusal(size, gpus(card(8, 2)))
+    assert key not in refusal(QWEN_1B, gpus(card(8, 2)))
+    assert key not in refusal(replace(size, quantised=1_310_000_000), gpus(card(8, 2)))
+    assert key not in refusal(size, gpus(card(8, 2)), learner=LearnerConfig(devices=2))
 
 
 def test_an_engine_on_a_gpu_of_its_own_leaves_nothing_to_a_learner() -> None:

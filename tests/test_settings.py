@@ -244,6 +244,10 @@ def test_every_path_in_the_config_is_anchored() -> None:
             'engine.transfer = "nccl" is not allowed; it must be "auto", "cuda_ipc" or "memory"',
         ),
         ("policy.adapter.type=dora", 'policy.adapter.type = "dora" is not allowed; it must be "none" or "lora"'),
+        (
+            'policy.adapter={type="lora", base="int4"}',
+            'policy.adapter.base = "int4" is not allowed; it must be "full" or "nf4"',
+        ),
         ("policy.adapter.rank=4", 'policy.adapter.type is missing; it must be "none" or "lora"'),
         (
             "tasks.0.config.day=2026-01-01",

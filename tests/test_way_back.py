@@ -34,7 +34,7 @@ from swarm.tasks.judge import LocalJudge
 from swarm.types import GroupId, PeerId, PolicyVersion, Rollout
 from swarm.wire.v1 import node_pb2
 from tests.builders import group, task, task_ref, tokens, turn
-from tests.policies import save_tiny_policy
+from tests.policies import needs_bitsandbytes, save_tiny_policy
 from tests.test_node import config_of, running, until
 
 ORDER = GoBack(why="a test", to=3, lr_scale=0.5, rollbacks=0, stop=False)
@@ -171,8 +171,9 @@ async def test_without_any_checkpoint_it_begins_again(policy: Path, tmp_path: Pa
         assert (on.learning.steps, on.trainer.version) == (2, 3)
 
 
-async def test_an_adapter_goes_back_as_well(policy: Path, tmp_path: Path) -> None:
-    lora = {"model": str(policy), "adapter": {"type": "lora", "rank": 2}}
+@pytest.mark.parametrize("base", ["full", pytest.param("nf4", marks=needs_bitsandbytes)])
+async def test_an_adapter_goes_back_as_well(policy: Path, tmp_path: Path, base: str) -> None:
+    lora = {"model": str(policy), "adapter": {"type": "lora", "rank": 2, "base": base}}
     async with bench(policy, tmp_path, policy=lora) as on:
         await learn(on, 3)
         await on.learning.checkpoint()

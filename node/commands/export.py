@@ -15,7 +15,8 @@ from swarm.errors import CheckpointError, ConfigError, PolicyError
 DESCRIPTION = """\
 Writes a model in Hugging Face layout: the newest checkpoint of a node, which may be
 running, or the checkpoint or model that SOURCE is. An adapter stays one, beside the base
-that it names, or with --merge becomes part of a plain model.
+that it names, or with --merge becomes part of a plain model: of the base's own weights,
+also where it was trained beside rounded ones (policy.adapter.base = "nf4").
 """
 EPILOG = """\
 examples:

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 import torch
 from transformers import PreTrainedModel
 
+from node.engine.nf4 import weights_in
 from node.rl.batch import MicroBatch
 
 #: Dense bfloat16 FLOP/s by what a device's name contains, from the vendors' data sheets.
@@ -28,7 +29,7 @@ def useful_flops(model: PreTrainedModel, micro_batches: Iterable[MicroBatch]) ->
     of the linear part."""
     config = model.config.get_text_config()
     linear = [m for m in model.base_model.modules() if isinstance(m, torch.nn.Linear)]
-    parameters = sum(m.weight.numel() for m in linear)
+    parameters = sum(m.weight.numel() for m in linear) + weights_in(model)
     trained = sum(m.weight.numel() for m in linear if m.weight.requires_grad)
     head = model.get_output_embeddings()
     assert isinstance(head, torch.nn.Linear)

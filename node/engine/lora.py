@@ -19,15 +19,18 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from node.config import Lora
+from node.engine import nf4
 from swarm.errors import PolicyError
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-#: In the metadata of the tensors.
-DIGEST = "base_digest"
+#: In the metadata of the tensors: of the base's weights, and what its linear layers were held in.
+DIGEST, HELD_IN = "base_digest", "base"
 #: What peft calls the adapter inside of a model ("q_proj.lora_A.default.weight"), not on disk.
 NAME = "default"
 #: What peft puts in front of the names of the model's own modules, on disk.
 PREFIX = "base_model.model."
+#: ... and in the names of what an adapter is beside, in a model ("q_proj.base_layer.weight").
+INNER = ".base_layer."
 #: Keys of an adapter's config that are read as they are, and those that do not change what it computes once it is
 #: trained. All others must have peft's defaults.
 READ = ("base_model_name_or_path", "target_modules")
@@ -48,8 +51,9 @@ class Adapter:
     def save(self, directory: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         """Writes the adapter whose tensors, by parameter name in the model, are `tensors`. Raises OSError."""
         _config(self).save_pretrained(str(directory))
+        metadata = {"format": "pt", DIGEST: self.base_digest, HELD_IN: self.lora.base}
         stored = {_stored(name): tensor.detach().contiguous() for name, tensor in tensors.items()}
-        save_file(stored, directory / TENSORS, metadata={"format": "pt", DIGEST: self.base_digest})
+        save_file(stored, directory / TENSORS, metadata=metadata)
 
 
 def inject(model: PreTrainedModel, config: Lora, base: str, base_digest: str) -> Adapter:
@@ -93,7 +97,14 @@ def read_adapter(directory: Path) -> Adapter:
         with safe_open(directory / TENSORS, "pt") as file:
             names, metadata = list(file.keys()), file.metadata() or {}
         targets = {name.partition(".lora_")[0].rpartition(".")[2] for name in names}
-        lora = Lora(rank=config.r, alpha=config.lora_alpha, targets=tuple(sorted(targets)))
+        lora = Lora.model_validate(
+            {
+                "rank": config.r,
+                "alpha": config.lora_alpha,
+                "targets": sorted(targets),
+                "base": metadata.get(HELD_IN, "full"),
+            }
+        )
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise PolicyError(f"the adapter in {directory} cannot be read: {error}") from error
     base = config.base_model_name_or_path or ""
@@ -110,8 +121,8 @@ def read_adapter(directory: Path) -> Adapter:
 def load(model: PreTrainedModel, adapter: Adapter, directory: Path) -> None:
     """Puts the tensors of the adapter in `directory` into those of `adapter`, which is in `model`.
 
-    Raises PolicyError when they are another kind's (rank, alpha, targets) or were trained beside another base; the
-    model is then unchanged.
+    Raises PolicyError when they are another kind's (rank, alpha, targets) or were trained beside another base, or
+    beside one that was held in something else; the model is then unchanged.
     """
     _check_same(adapter, read_adapter(directory), directory)
     parameters = {_stored(name): p for name, p in model.named_parameters() if p.requires_grad}
@@ -139,6 +150,14 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
     return model.requires_grad_(True)
 
 
+def base_tensors(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Of `model` without its adapter, on the CPU, by the names that they have in a plain model; those in NF4 are what
+    they are rounded to."""
+    plain = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
+    rounded = {f"{name}.weight": layer.weight() for name, layer in nf4.layers(model)}
+    return {name.replace(INNER, "."): tensor.to("cpu", dtype) for name, tensor in (plain | rounded).items()}
+
+
 def _config(adapter: Adapter) -> LoraConfig:
     return LoraConfig(
         base_model_name_or_path=adapter.base,
@@ -157,7 +176,8 @@ def _stored(name: str) -> str:
 def _check_same(wanted: Adapter, stored: Adapter, directory: Path) -> None:
     for key, want in wanted.lora:
         have = getattr(stored.lora, key)
-        if want != have:
+        known = key != "base" or stored.base_digest  # another program does not say what it trained beside
+        if known and want != have:
             raise PolicyError(f"policy.adapter.{key} is {_shown(want)}: the adapter in {directory} has {_shown(have)}")
     if stored.base_digest not in ("", wanted.base_digest):
         raise PolicyError(

@@ -37,7 +37,7 @@ class ChosenEngine:
 def choose(config: NodeConfig, policy: Policy) -> ChosenEngine:
     """Raises EngineError for an engine that is not usable here, or that is to sample more than the model has positions
     for."""
-    engine = choose_engine(config.engine, policy.model.num_parameters(), policy.devices[0].type, engines())
+    engine = choose_engine(config.engine, policy.parameters, policy.devices[0].type, engines())
     if isinstance(engine, TransformersEngine):
         if len(policy.devices) > 1 and policy.devices[0].type == "cuda":
             raise EngineError(

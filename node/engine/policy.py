@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from node.config import Lora, PolicyConfig
-from node.engine import lora
+from node.engine import lora, nf4
 from node.engine.devices import resolve_device
 from node.engine.lora import Adapter
 from node.engine.text import HfTextCodec, load_codec
@@ -29,7 +29,7 @@ from swarm.errors import PolicyError
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Policy:
     model: PreTrainedModel
-    """float32; see node/engine/trainer.py."""
+    """float32 (node/engine/trainer.py), but for what of a base is in NF4."""
     codec: HfTextCodec
     fingerprint: str
     """Of the architecture and the base weights; what peers see."""
@@ -37,6 +37,11 @@ class Policy:
     """In `model`, and all of it that is trained; None where all weights are."""
     devices: tuple[torch.device, ...]
     """That it is trained on; `model` is there, or on the CPU where they are several."""
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that it consists of, whatever they are held in; tied ones once."""
+        return sum(parameter.numel() for parameter in self.model.parameters()) + nf4.weights_in(self.model)
 
     def sampling_copy(self, dtype: str) -> PreTrainedModel:
         """The generator's own weights, in the dtype that it samples with ("float32", "bfloat16")."""
@@ -50,6 +55,11 @@ class Policy:
         else:
             self.adapter.save(directory, tensors)
         self.codec.save(directory)
+
+    def save_base(self, directory: Path, dtype: str) -> None:
+        """Writes what an adapter is beside, as it computes, for who has no NF4: a plain model in `dtype` ("float32",
+        "bfloat16"). Raises OSError."""
+        self.model.save_pretrained(directory, state_dict=lora.base_tensors(self.model, torch_dtype(dtype)))
 
 
 def prepare_process(threads: int) -> None:
@@ -67,8 +77,9 @@ def load_policy(
     adapter, the base is the config's). `devices`: that it will be trained on, if not on the config's one.
 
     Raises PolicyError when the model cannot be loaded, or `resume_from` is not of the kind that the config trains: all
-    weights or an adapter, of which rank, on what base.
+    weights or an adapter, of which rank, on what base; and for a base in NF4 where that is not to be had.
     """
+    _check_base(config, devices)
     if resume_from:
         _check_kind(config, resume_from)
     source = str(resume_from or config.model)
@@ -79,6 +90,8 @@ def load_policy(
         adapter = lora.inject(model, config.adapter, _lasting_name(base), _digest(model))
         if lora.is_adapter(source):
             lora.load(model, adapter, Path(source))
+        if config.adapter.base == "nf4":
+            nf4.quantise(model)
     else:
         model, adapter = load_plain(source), None
         identity = fingerprint(model)
@@ -128,6 +141,17 @@ def _digest(model: PreTrainedModel, architecture: str = "") -> str:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().flatten()[:16].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _check_base(config: PolicyConfig, devices: tuple[torch.device, ...]) -> None:
+    if not isinstance(config.adapter, Lora) or config.adapter.base == "full":
+        return
+    nf4.require()
+    if len(devices) > 1:
+        raise PolicyError(
+            f'policy.adapter.base = "{config.adapter.base}": a learner on several devices (learner.devices) has "full" '
+            "only"
+        )
 
 
 def _check_kind(config: PolicyConfig, directory: Path) -> None:

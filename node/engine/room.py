@@ -264,11 +264,16 @@ def _advice(
         put += ['learner.optimizer = "adamw_8bit"'] if learner.optimizer == "adamw" else []
         put += ["learner.offload_optimizer = true"] if kind == "cuda" and not learner.offload_optimizer else []
         put += ['policy.adapter.type = "lora"'] if size.trainable == size.parameters else []
+        put += ['policy.adapter.base = "nf4"'] if _has_full_base(size) and learner.num_devices == 1 else []
         put += ["learner.devices to more GPUs"] if kind == "cuda" else []
     if kind == "cuda":
         put += ["engine.sleep = true"] if device.learner and not engine.sleep else []
         put += ["engine.devices and engine.tensor_parallel_size to other or more GPUs"]
     return f"Lower {', '.join(lower)}" + (f"; or set {', '.join(put)}" if put else "")
+
+
+def _has_full_base(size: ModelSize) -> bool:
+    return size.trainable < size.parameters and not size.quantised
 
 
 def _gib(size: int) -> str:

@@ -38,9 +38,11 @@ class ModelSize:
     kv_heads: int
     head_dim: int
     vocabulary: int
+    quantised: int = 0
+    """Of the parameters, in NF4."""
 
     @classmethod
-    def of(cls, config: PreTrainedConfig, parameters: int, trainable: int) -> ModelSize:
+    def of(cls, config: PreTrainedConfig, parameters: int, trainable: int, quantised: int = 0) -> ModelSize:
         """From transformers' description of a model; of one with several modalities, the text's."""
         text = config.get_text_config(decoder=True)
         heads, hidden = text.num_attention_heads, text.hidden_size
@@ -54,6 +56,7 @@ class ModelSize:
             kv_heads=getattr(text, "num_key_value_heads", None) or heads,
             head_dim=getattr(text, "head_dim", None) or hidden // heads,
             vocabulary=text.vocab_size,
+            quantised=quantised,
         )
 
 
@@ -76,13 +79,16 @@ def learner_bytes(
     nothing where they are in RAM), and the copy of the weights on its way to the engine. Passing, the larger of: a
     micro-batch's forward and backward pass, that is what its layers keep, the head, and under autocast the 16-bit
     copies of float32 weights; or the optimiser's update, whose temporaries are another 4 bytes per trainable parameter.
+    Weights in NF4 are put together one layer at a time, in float32 and then in the dtype that is computed in.
 
     On each of several devices (node/engine/ranks): its part of what is standing, without that copy, which is made in
     RAM; and in a step, whole, weights and gradients of embeddings, head, and two layers (one computes while the next
     comes).
     """
     tokens = max(learner.tokens_per_micro_batch, max_length)  # a longer row is a micro-batch alone
-    cast = 2 * size.parameters if dtype == "bfloat16" and learner.weights == "float32" else 0
+    cast = 2 * (size.parameters - size.quantised) if dtype == "bfloat16" and learner.weights == "float32" else 0
+    if size.quantised:
+        cast += (6 if dtype == "bfloat16" else 4) * size.hidden * size.intermediate
     gradients = DTYPE_BYTES[learner.weights]
     moments, update = (2 if learner.optimizer == "adamw_8bit" else 8), 4
     if learner.offload_optimizer:

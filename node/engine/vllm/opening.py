@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from node.config import NodeConfig, VllmEngine
+from node.engine import nf4
 from node.engine.available import engines
 from node.engine.base import Weights
 from node.engine.policy import Policy, resolve_model
@@ -99,7 +100,7 @@ def _spec(
     adapter = policy.adapter
     on_cpu = not devices
     return EngineSpec(
-        model=_described(policy.model, config.data_dir / "engine") if adapter is None else resolve_model(adapter.base),
+        model=_model_of(policy, config.policy.dtype, config.data_dir / "engine"),
         dtype=config.policy.dtype,
         max_length=max_length,
         max_in_flight=shared.max_in_flight,
@@ -115,6 +116,18 @@ def _spec(
         eager=on_cpu,
         variables=engine_environment("cpu" if on_cpu else "cuda", devices, config.threads),
     )
+
+
+def _model_of(policy: Policy, dtype: str, directory: Path) -> str:
+    """What an engine is started with. vLLM 0.32 has no NF4: it gets the base as NF4 rounds it, in `dtype`, in
+    `directory`."""
+    adapter = policy.adapter
+    if adapter is None:
+        return _described(policy.model, directory)
+    if adapter.lora.base == "full":
+        return resolve_model(adapter.base)
+    policy.save_base(directory, dtype)
+    return str(directory)
 
 
 def _described(model: PreTrainedModel, directory: Path) -> str:
@@ -151,9 +164,8 @@ def _transport(engine: VllmEngine, devices: tuple[int, ...], learner: Sequence[t
 
 
 def _size(policy: Policy) -> ModelSize:
-    every = list(policy.model.parameters())
-    trained = sum(parameter.numel() for parameter in every if parameter.requires_grad)
-    return ModelSize.of(policy.model.config, sum(parameter.numel() for parameter in every), trained)
+    trained = sum(parameter.numel() for parameter in policy.model.parameters() if parameter.requires_grad)
+    return ModelSize.of(policy.model.config, policy.parameters, trained, nf4.weights_in(policy.model))
 
 
 def _seed(seed: int, version: int, number: int) -> int:
