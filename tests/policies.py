@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from node.seed.tokenizer import make_tokenizer
 
 needs_bitsandbytes = pytest.mark.skipif(
-    find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed: pip install -e '.[bitsandbytes]'"
+    not list(distributions(name="bitsandbytes")),
+    reason="bitsandbytes is not installed: pip install -e '.[bitsandbytes]'",
 )
 
 

@@ -381,8 +381,14 @@ def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         return real(name, *rest, **others)
 
     monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setattr(nf4, "_library", nf4._library.__wrapped__)  # not remembered from another test
     with pytest.raises(PolicyError, match=r'^policy\.adapter\.base = "nf4" needs bitsandbytes.*\[bitsandbytes\]'):
         load(Path("nowhere"))
+
+
+def test_who_needs_no_bitsandbytes_does_not_wait_for_it() -> None:
+    command = "import sys, node.engine.policy; sys.exit('bitsandbytes.functional' in sys.modules)"
+    subprocess.run([sys.executable, "-c", command], timeout=100, check=True)
 
 
 def test_no_code_is_fetched_from_the_hub(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 import logging
 import sys
 
-# Where the package `kernels` is installed, transformers may fetch code from the hub and run it, and bitsandbytes (which
-# peft imports wherever it finds it) does so when it is imported, on some CPUs. None of it is needed, nor the warning.
+# peft imports bitsandbytes wherever it finds it: a second of CPU time and 45 MB for nodes that have no use for it. Who
+# has one says so (nf4.py). And where the package `kernels` is installed, transformers and bitsandbytes may fetch code
+# from the hub and run it. None of that is needed, nor the warning.
 sys.modules["kernels"] = None  # type: ignore[assignment]  # such an import fails from now on
+sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -11,7 +11,9 @@ AVX512-BF16 in bfloat16), and what samples would differ from what learns.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -29,13 +31,11 @@ class Nf4Linear(torch.nn.Module):
     what they are rounded to."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
-        from bitsandbytes.functional import quantize_4bit  # pyright: ignore[reportMissingImports] - an extra
-
         super().__init__()
         self.shape = linear.weight.shape
         # In one row: bitsandbytes 0.50 takes wrong scales on a CPU where a row is no multiple of a block.
         row = linear.weight.detach().float().reshape(1, -1)
-        codes, scales = quantize_4bit(row, blocksize=BLOCK, compress_statistics=True, quant_type="nf4")
+        codes, scales = _library().quantize_4bit(row, blocksize=BLOCK, compress_statistics=True, quant_type="nf4")
         self.codes: torch.Tensor
         """uint8: two weights each."""
         self.scales: Any = scales
@@ -60,7 +60,7 @@ class Nf4Linear(torch.nn.Module):
 def require() -> None:
     """Raises PolicyError where bitsandbytes is not installed."""
     try:
-        import bitsandbytes  # noqa: F401  # pyright: ignore[reportMissingImports] - an extra
+        _library()
     except ImportError as error:
         raise PolicyError(
             'policy.adapter.base = "nf4" needs bitsandbytes, which is not installed: pip install '
@@ -114,6 +114,14 @@ class _Product(torch.autograd.Function):
 
 
 def _put_together(codes: torch.Tensor, scales: Any, shape: torch.Size) -> torch.Tensor:
-    from bitsandbytes.functional import dequantize_4bit  # pyright: ignore[reportMissingImports] - an extra
+    return _library().dequantize_4bit(codes, scales).reshape(shape)
 
-    return dequantize_4bit(codes, scales).reshape(shape)
+
+@cache
+def _library() -> Any:
+    """bitsandbytes' functions. Raises ImportError where it is not installed."""
+    if sys.modules.get("bitsandbytes", ...) is None:  # kept from peft (node/engine/__init__.py)
+        del sys.modules["bitsandbytes"]
+    from bitsandbytes import functional  # pyright: ignore[reportMissingImports] - an extra
+
+    return functional
