@@ -27,13 +27,14 @@ async def test_an_engine_that_is_killed_again_and_again_is_replaced_and_the_node
     patient = config.supervision.model_copy(update={"max_restarts": 1000, "longest_pause_s": 1.0})
     rng, killed = random.Random(0), []
     async with running(config.model_copy(update={"supervision": patient})) as node:
-        for number in range(1, KILLS + 1):
-            began = node.learning.steps
-            await until(lambda began=began: node.learning.steps >= began + 2, node)
+        for _ in range(KILLS):
+            began, restarts = node.learning.steps, node.status().counters["engine_restarts"]
+            # The learner may make steps of what is in the pool before there is an engine again.
+            await until(lambda began=began: node.learning.steps >= began + 2 and bool(of_vllm()), node)
             victim = rng.choice(of_vllm())
             victim.kill()
             killed.append(victim)
-            await until(lambda number=number: node.status().counters["engine_restarts"] == number, node)
+            await until(lambda before=restarts: node.status().counters["engine_restarts"] > before, node)
         steps = node.learning.steps
         await until(lambda: node.learning.steps >= steps + 5, node)
         assert node.status().metrics["engine_deviation"] < 1e-4
