@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -21,6 +22,7 @@ from node.config import Lora, PolicyConfig
 from node.engine import lora
 from node.engine.devices import resolve_device
 from node.engine.lora import Adapter
+from node.engine.size import ModelSize
 from node.engine.text import HfTextCodec, load_codec
 from node.seed.cache import seed_model
 from swarm.errors import PolicyError
@@ -37,6 +39,10 @@ class Policy:
     """In `model`, and all of it that is trained; None where all weights are."""
     devices: tuple[torch.device, ...]
     """That it is trained on; `model` is there, or on the CPU where they are several."""
+
+    @property
+    def size(self) -> ModelSize:
+        return _size(self.model)
 
     def sampling_copy(self, dtype: str) -> PreTrainedModel:
         """The generator's own weights, in the dtype that it samples with ("float32", "bfloat16")."""
@@ -86,6 +92,23 @@ def load_policy(
     _moved(model, devices[0] if len(devices) == 1 else torch.device("cpu"))
     codec = load_codec(_home_of_tokenizer(source), config.system_prompt)
     return Policy(model=model, codec=codec, fingerprint=identity, adapter=adapter, devices=devices)
+
+
+def describe(config: PolicyConfig, resume_from: Path | None = None) -> ModelSize:
+    """How large the policy is that `load_policy` loads. Reads configs and no weights: of a hub id, nothing else is
+    fetched. Raises PolicyError."""
+    if resume_from:
+        _check_kind(config, resume_from)
+    adapter = config.adapter if isinstance(config.adapter, Lora) else None
+    name = _base_of(config.model if adapter else str(resume_from or config.model))
+    with _reading(name), torch.device("meta"):
+        described = AutoConfig.from_pretrained(_source_of(name), trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(described, dtype=torch.float32)
+    model.tie_weights()
+    if adapter:
+        with torch.device("meta"):
+            lora.inject(model, adapter, "", "")
+    return _size(model)
 
 
 def load_plain(source: str) -> PreTrainedModel:
@@ -153,16 +176,33 @@ def _base_of(source: str) -> str:
 
 
 def _load_model(name: str) -> PreTrainedModel:
-    source = resolve_model(name)
-    try:
-        if find_adapter_config_file(source) is not None:
-            raise PolicyError(f"policy.model = {name!r}: an adapter is loaded from a local directory, beside a model")
+    with _reading(name):
         return AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            _source_of(name), dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
+
+
+def _source_of(name: str) -> str:
+    source = resolve_model(name)
+    if find_adapter_config_file(source) is not None:
+        raise PolicyError(f"policy.model = {name!r}: an adapter is loaded from a local directory, beside a model")
+    return source
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Says what is wrong with the model of that name as a PolicyError."""
+    try:
+        yield
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PolicyError(f"policy.model = {name!r}: cannot be loaded: {reason}") from error
+
+
+def _size(model: PreTrainedModel) -> ModelSize:
+    every = list(model.parameters())
+    trained = sum(parameter.numel() for parameter in every if parameter.requires_grad)
+    return ModelSize.of(model.config, sum(parameter.numel() for parameter in every), trained)
 
 
 def _moved(model: PreTrainedModel, to: torch.device | torch.dtype) -> PreTrainedModel:

@@ -156,9 +156,7 @@ class Updates:
         metrics["tokens_per_micro_batch"] = float(self._budget.tokens)
         taught = lessons(batch.micro_batches, share.scale) if changed else {}
         culprits = frozenset() if changed else self._culprits(share)
-        return Updated(
-            changed=changed, metrics=metrics, lessons=taught, culprits=culprits, surprises=gated.surprises
-        )
+        return Updated(changed=changed, metrics=metrics, lessons=taught, culprits=culprits, surprises=gated.surprises)
 
     def replace(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Takes weights over, by parameter name."""

@@ -84,8 +84,8 @@ class SeveralDevices:
     def tensors(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         return dict(mapped(self._ask_all({"op": "weights", "dtype": str(dtype).removeprefix("torch.")})["layout"]))
 
-    def optimizer_tensors(self) -> dict[str, torch.Tensor]:
-        return dict(mapped(self._ask_all({"op": "moments"})["layout"]))
+    def snapshot(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        return self.tensors(torch.float32), dict(mapped(self._ask_all({"op": "moments"})["layout"]))
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
         names = {name for name, parameter in self._policy.model.named_parameters() if parameter.requires_grad}
