@@ -218,7 +218,8 @@ class Updates:
             try:
                 return self._passed(share, batch)
             except RuntimeError as error:
-                # Several devices compute in step: one that begins again would leave the others waiting.
+                # Several devices compute in step: one that begins again would leave the others waiting. They are
+                # started anew instead, with half of the tokens (node/engine/ranks/several.py).
                 if not out_of_memory(error) or not isinstance(self._team, Alone):
                     raise
                 if not self._budget.halve(max(map(len, share.rows))):

@@ -2,13 +2,13 @@
 
     > {"op": "begin", ...}             a model without weights, cut over the ranks; the rules of a step
     > {"op": "load", "layout"}         weights, from the node's shared memory
-    > {"op": "step", "version", "gate", ...}   this rank's share of a batch; all ranks make the same updates of their parts
+    > {"op": "step", "version", "gate", ...}   this rank's share of a batch; all make the same updates, of their parts
     > {"op": "weights", "dtype"}       all parts together, into rank 0's shared memory; so "moments", the optimiser's
     > {"op": "restore", "layout"}      the optimiser's state back
     > {"op": "probe", "ids"}
 
-Each answer is a JSON object. {"error"} is the last one: a rank that failed leaves the others in the middle of
-something. It ends at the end of its standard input, and dies with the thread of the node that started it.
+Each answer is a JSON object. {"error", "out_of_memory"} is the last one: a rank that failed leaves the others in the
+middle of something. It ends at the end of its standard input, and dies with the thread of the node that started it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from transformers.utils.logging import disable_progress_bar
 
 from node.config import Lora
+from node.engine.budget import out_of_memory
 from node.engine.optimizer_state import optimizer_tensors, restore_optimizer
 from node.engine.policy import torch_dtype
 from node.engine.ranks.messages import Message, read
@@ -151,7 +152,8 @@ def main() -> None:
             else:
                 head = rank.answer(message)
         except Exception as error:  # noqa: BLE001 - whatever it is, the node is told
-            _write(replies, {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"})
+            said = f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
+            _write(replies, {"error": said, "out_of_memory": out_of_memory(error)})
             return
         _write(replies, head)
     if rank is not None:
