@@ -71,7 +71,8 @@ def on_gpus(learner: int, engine: tuple[int, ...], free: int = 64 * GIB) -> Memo
         ({"offload_optimizer": True}, False, (4, 4, 4, 4)),
         ({"weights": "bfloat16", "offload_optimizer": True}, False, (4, 4, 4, 2)),
         ({"devices": 2}, True, (12, 8, 0, 0)),
-        ({"devices": 2}, False, (8, 4, 2, 2)),
+        ({"devices": 2}, False, (8, 4, 0, 2)),
+        ({"devices": 2, "weights": "bfloat16"}, False, (8, 4, 0, 3)),
     ],
 )
 def test_bytes_of_a_parameter_of_the_policy(

@@ -274,6 +274,37 @@ async def test_an_adapter_and_an_objective_that_sees_the_whole_batch_however_une
     assert_close(moments_of_two, moments)
 
 
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("adapter", [None, Lora(rank=4)], ids=["all weights", "an adapter"])
+async def test_weights_in_16_bit_have_float32_ones_behind_them_on_several_devices_too(
+    directory: Path, adapter: Lora | None
+):
+    """A gradient is rounded to bfloat16 once for each device, or for each micro-batch of one: to 2^-8 of its size."""
+    rules, results = rules_of(DppoTv(), NoGate(), weights="bfloat16", updates_per_batch=1), []
+    batch = batch_of(loaded(directory, adapter))
+    for make in (one, two):
+        policy = loaded(directory, adapter)
+        async with trainer_of(policy, make(policy, rules), rules) as trainer:
+            probe = (await trainer.weights()).probe
+            report = await trainer.step(batch)
+            results.append((probe, report.metrics, *await trainer.snapshot()))
+    (probe, metrics, weights, moments), (probe_of_two, metrics_of_two, weights_of_two, moments_of_two) = results
+    assert probe is not None
+    assert probe_of_two is not None
+    np.testing.assert_allclose(probe_of_two, probe, atol=1e-5)
+    in_float32 = Updates(loaded(directory, adapter).model, rules_of(DppoTv(), NoGate())).probed(PROBE)
+    assert np.abs(probe - in_float32).max() > 1e-4
+    assert metrics_of_two["loss"] == pytest.approx(metrics["loss"], abs=1e-3)
+    assert metrics_of_two["grad_norm"] == pytest.approx(metrics["grad_norm"], rel=1e-2)
+    assert moments_of_two.keys() == moments.keys()
+    for name, moment in moments.items():
+        if name.endswith("/exp_avg"):
+            torch.testing.assert_close(moments_of_two[name], moment, atol=float(moment.abs().max()) / 64, rtol=0.0)
+    for name, weight in weights.items():
+        assert weights_of_two[name].dtype == torch.float32
+        assert float((weights_of_two[name] - weight).abs().max()) <= 2.001 * 1e-3  # Adam's first update is one rate
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

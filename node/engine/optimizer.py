@@ -6,9 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import torch
+from transformers import PreTrainedModel
 
 from node.algorithms import LearnerConfig
 from node.engine.eight_bit import adamw_8bit
+from node.engine.layers import cast
 
 
 class Masters:
@@ -42,14 +44,14 @@ class Masters:
 
 
 def masters_of(
-    model: torch.nn.Module, trained: Mapping[str, torch.nn.Parameter], learner: LearnerConfig
+    model: PreTrainedModel, trained: Mapping[str, torch.nn.Parameter], learner: LearnerConfig
 ) -> Masters | None:
     """None where the optimiser works on the model's own weights. The model's are afterwards `learner.weights`."""
     if learner.weights == "float32" and not learner.offload_optimizer:
         return None
     masters = Masters(trained, torch.device("cpu") if learner.offload_optimizer else None)
     if learner.weights == "bfloat16":
-        model.to(torch.bfloat16)
+        cast(model, torch.bfloat16)
     return masters
 
 

@@ -21,6 +21,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from node.config import Lora, PolicyConfig
 from node.engine import lora
 from node.engine.devices import resolve_device
+from node.engine.layers import cast
 from node.engine.lora import Adapter
 from node.engine.size import ModelSize
 from node.engine.text import HfTextCodec, load_codec
@@ -46,7 +47,7 @@ class Policy:
 
     def sampling_copy(self, dtype: str) -> PreTrainedModel:
         """The generator's own weights, in the dtype that it samples with ("float32", "bfloat16")."""
-        return _moved(copy.deepcopy(self.model), torch_dtype(dtype))
+        return cast(copy.deepcopy(self.model), torch_dtype(dtype))
 
     def save(self, directory: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         """Writes this policy with `tensors`, by parameter name, in place of what is trained: a model, or an adapter
@@ -89,7 +90,8 @@ def load_policy(
         model, adapter = load_plain(source), None
         identity = fingerprint(model)
     devices = devices or (resolve_device(config.device),)
-    _moved(model, devices[0] if len(devices) == 1 else torch.device("cpu"))
+    # transformers' own signature of `to` has no types
+    torch.nn.Module.to(model, devices[0] if len(devices) == 1 else torch.device("cpu"))
     codec = load_codec(_home_of_tokenizer(source), config.system_prompt)
     return Policy(model=model, codec=codec, fingerprint=identity, adapter=adapter, devices=devices)
 
@@ -125,7 +127,7 @@ def load_plain(source: str) -> PreTrainedModel:
 
 def save_plain(source: str, directory: Path, dtype: str) -> None:
     """Writes what `load_plain` loads, and its tokenizer, in `dtype` ("float32", "bfloat16"). Raises PolicyError."""
-    _moved(load_plain(source), torch_dtype(dtype)).save_pretrained(directory)
+    cast(load_plain(source), torch_dtype(dtype)).save_pretrained(directory)
     load_codec(_home_of_tokenizer(source)).save(directory)
 
 
@@ -203,12 +205,6 @@ def _size(model: PreTrainedModel) -> ModelSize:
     every = list(model.parameters())
     trained = sum(parameter.numel() for parameter in every if parameter.requires_grad)
     return ModelSize.of(model.config, sum(parameter.numel() for parameter in every), trained)
-
-
-def _moved(model: PreTrainedModel, to: torch.device | torch.dtype) -> PreTrainedModel:
-    """`model` itself; transformers' own signature of `to` has no types."""
-    torch.nn.Module.to(model, to)
-    return model
 
 
 def _lasting_name(base: str) -> str:

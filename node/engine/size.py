@@ -84,7 +84,7 @@ class PolicyBytes:
     ram: int
     """In RAM from then on: all of it where the learner is on the CPU."""
     converting: int
-    """On each of its GPUs, before they are in the precision that they are used in."""
+    """On its GPU, before they are in the precision that they are used in; nothing where there are several."""
     device: int
     """On each of its GPUs from then on."""
 
@@ -96,16 +96,14 @@ def policy_bytes(size: ModelSize, learner: LearnerConfig, on_cpu: bool) -> Polic
     others = learner.weights != "float32" or learner.offload_optimizer
     masters = 4 * size.trainable if others else 0
     offloaded = masters if learner.offload_optimizer and not on_cpu else 0
-    converting = whole + masters - offloaded
     used = DTYPE_BYTES[learner.weights] * size.parameters + masters - offloaded
     kept = whole if ranks > 1 else 0
     loading = 2 * whole if ranks > 1 else whole
+    converting = whole + masters - offloaded if ranks == 1 else 0
     if on_cpu:
-        loading = max(loading, 2 * kept + converting)
+        loading = max(loading, converting, 2 * kept + used if kept else 0)
         return PolicyBytes(loading=loading, ram=kept + used, converting=0, device=0)
-    return PolicyBytes(
-        loading=loading, ram=kept + offloaded, converting=-(-converting // ranks), device=-(-used // ranks)
-    )
+    return PolicyBytes(loading=loading, ram=kept + offloaded, converting=converting, device=-(-used // ranks))
 
 
 def ram_bytes(

@@ -113,7 +113,8 @@ class Updates:
         if learner.compile:
             compile_layers(model)
         _check_alone(learner, self._team)
-        self._masters = masters_of(model, self.trained, learner)
+        # Ranks have float32 parts of what is trained anyway (node/engine/ranks/sharded.py).
+        self._masters = masters_of(model, self.trained, learner) if isinstance(self._team, Alone) else None
         self.optimizer = make_optimizer(self.masters.values(), learner)
 
     @property
@@ -317,7 +318,7 @@ class Updates:
 
 def _check_alone(learner: LearnerConfig, team: Team) -> None:
     """Raises PolicyError for what has not been made for several devices."""
-    alone = {"weights": "float32", "optimizer": "adamw", "offload_optimizer": False}
+    alone = {"optimizer": "adamw", "offload_optimizer": False}
     for key, only in alone.items():
         if not isinstance(team, Alone) and (value := getattr(learner, key)) != only:
             raise PolicyError(f"learner.{key} = {value!r}: a learner on several devices has {only!r} only")

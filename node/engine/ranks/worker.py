@@ -60,8 +60,9 @@ class Rank:
         mesh = init_device_mesh(device.type, (settings["world"],))
         adapter = Lora.model_validate(settings["adapter"]) if settings["adapter"] else None
         self._first = settings["rank"] == 0
-        self._module = sharded(settings["config"], settings["attention"], adapter, device, mesh)
         self._rules = rules_of(settings["rules"])
+        weights = torch_dtype(self._rules.learner.weights)
+        self._module = sharded(settings["config"], settings["attention"], adapter, weights, device, mesh)
         self._updates: Updates | None = None
         self._given: SharedTensors | None = None  # until the node has mapped it
         self._operations: Mapping[str, Callable[[Message], dict[str, Any]]] = {
