@@ -27,7 +27,7 @@ from node.config import NodeConfig, NoExchange
 from node.datadir import DataDirectory
 from node.disk import DiskWatch, next_checkpoint
 from node.engine.devices import learner_devices
-from node.engine.opening import choose, open_generator
+from node.engine.opening import foresee, open_generator
 from node.engine.policy import Policy, load_policy, prepare_process
 from node.evaluation import Evaluation
 from node.exit_codes import SOFTWARE
@@ -184,15 +184,13 @@ async def _open_mind(
     checkpoint = await asyncio.to_thread(store.latest)
     devices = learner_devices(config.policy, config.learner)
     model_dir = checkpoint.model_dir if checkpoint else None
+    chosen, demands = await asyncio.to_thread(foresee, config, devices, model_dir)
+    log.info("the policy fits: %s", "; ".join(map(str, demands)))
     policy = await asyncio.to_thread(load_policy, config.policy, model_dir, devices)
     progress = Progress(config, policy, judge.sources, checkpoint)
     check_policy(manifest, progress.fingerprint, policy.codec.fingerprint)
-    chosen = choose(config, policy)
-    trainer = await opened(trainer_of(config, policy, chosen.probe, progress.version, progress.gate), "the learner")
-    if checkpoint:
-        tensors = checkpoint.tensors()
-        del tensors[SAMPLING_RNG]
-        await trainer.restore(tensors)
+    probe = chosen.probe(policy.codec)
+    trainer = await opened(trainer_of(config, policy, probe, progress.version, progress.gate), "the learner")
     weights = await trainer.weights()
     ledger = progress.ledger
     for doubt in doubts(config):
@@ -211,6 +209,10 @@ async def _open_mind(
         parts.engine,
     )
     generator = await opened(engine, "the engine")
+    if checkpoint:  # after the engine has found out how much memory the learner leaves: it counts this as still to come
+        tensors = checkpoint.tensors()
+        del tensors[SAMPLING_RNG]
+        await trainer.restore(tensors)
     running = Holds()
     metrics_log = MetricsLog(data.metrics, warn=ledger.warn)
     precedents = Precedents(config.pool)

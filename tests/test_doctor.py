@@ -17,7 +17,8 @@ import pytest
 from packaging.requirements import Requirement
 
 from node.commands import doctor
-from node.config import ArithmeticTasks, NodeConfig, RpcConfig
+from node.config import ArithmeticTasks, NodeConfig, PolicyConfig, RpcConfig
+from node.doctor import model
 from node.doctor.findings import Check, Finding, Outcome, as_json, failed, healthy, lines, ok, run_checks, warning
 from node.doctor.machine import (
     GROUP_BYTES,
@@ -127,6 +128,22 @@ def test_ports_that_are_taken_are_named() -> None:
     assert rpc_finding(RpcConfig(port=port)).outcome is Outcome.OK
     assert port_finding(f"/ip4/127.0.0.1/tcp/{port}", 0).outcome is Outcome.OK
     assert port_finding("/ip4/127.0.0.1/tcp/0", port).found.endswith(f"port {port} as before")
+
+
+async def test_a_model_is_asked_for_its_memory_without_its_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,'
+        ' "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256}'
+    )
+    config = CONFIG.model_copy(update={"policy": PolicyConfig(model=str(tmp_path), device="cpu")})
+    (found,) = await model.model(config)
+    if found.outcome is Outcome.WARNING:
+        pytest.skip(found.found)
+    assert found.outcome is Outcome.FAILED
+    assert found.found.startswith("the policy does not fit: ")
+    assert "learner.tokens_per_micro_batch" in found.found
+    assert (await model.model(CONFIG))[0].outcome is Outcome.OK
+    assert model.model_finding('{"fits": true, "found": "1 GiB are needed"}') == ok("model", "1 GiB are needed")
 
 
 # The network ----------------------------------------------------------------------------------------------------------
@@ -242,8 +259,8 @@ def test_a_line_each_and_a_second_with_what_to_do() -> None:
     }
 
 
-def test_it_is_over_in_half_a_minute() -> None:
-    assert sum(check.deadline_s for check in doctor.checks(True)) < 30
+def test_it_is_over_in_a_minute() -> None:
+    assert sum(check.deadline_s for check in doctor.checks(True)) < 60
     assert {check.name for check in doctor.checks(False)} < {check.name for check in doctor.checks(True)}
 
 

@@ -165,7 +165,7 @@ def test_linear_layers_are_in_nf4_and_nothing_else(base: Path) -> None:
     assert kept == {name for name, p in plain.model.named_parameters() if not p.requires_grad} - linear
     assert all(torch.equal(p, plain.model.get_parameter(name)) for name, p in policy.model.named_parameters())
     assert {p.dtype for p in policy.model.parameters()} == {torch.float32}
-    assert policy.parameters == plain.parameters == plain.model.num_parameters()
+    assert policy.size.parameters == plain.size.parameters == plain.model.num_parameters()
     assert nf4.weights_in(policy.model) == 4 * 32 * 32 + 3 * 32 * 64
     assert nf4.weights_in(plain.model) == 0
     batch = pack([make_row([1, 2, 3], [4, 5])], 100)

@@ -172,7 +172,7 @@ def parameters(node: RunningNode) -> dict[str, torch.Tensor]:
 
 
 def moments(node: RunningNode) -> dict[str, torch.Tensor]:
-    return node.learning._trainer._learner.optimizer_tensors()
+    return node.learning._trainer._learner.snapshot()[1]
 
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

@@ -139,6 +139,13 @@ def two(policy: Policy, rules: Rules) -> SeveralDevices:
     return SeveralDevices(policy, rules, [torch.device("cpu")] * 2, threads=1)
 
 
+def assert_same(found: tuple[dict[str, torch.Tensor], ...], expected: tuple[dict[str, torch.Tensor], ...]) -> None:
+    """Bit for bit."""
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
 def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -186,9 +193,64 @@ async def test_two_devices_make_the_updates_of_one_and_begin_again_when_one_is_l
         with pytest.raises(CheckpointError, match="has shape"):
             await trainer.restore({name: tensor.flatten()[:4] for name, tensor in moments_half_way.items()})
         await trainer.restore(moments_half_way)
+        assert_same(await trainer.snapshot(), (half_way, moments_half_way))
         await trainer.step(batch)
         assert_close((await trainer.snapshot())[0], dict(weights.tensors))
     assert learner.pids == []
+
+    # And what two had saved goes on on one.
+    policy = loaded(directory)
+    async with trainer_of(policy, one(policy, rules), rules) as trainer:
+        await trainer.replace(kept, kept_moments)
+        assert_same(await trainer.snapshot(), (kept, kept_moments))
+        await trainer.step(batch)
+
+
+#: Makes rank 1 a device with memory for micro-batches of 66 tokens: a module that Python imports when it starts.
+SMALL_DEVICE = """
+import torch
+from node.engine import updates
+
+loss_of = updates.micro_batch_loss
+
+
+def limited(micro, *rest):
+    if torch.distributed.get_rank() == 1 and micro.input_ids.numel() > 66:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    return loss_of(micro, *rest)
+
+
+updates.micro_batch_loss = limited
+"""
+
+
+@pytest.mark.timeout(600)
+async def test_ranks_that_ran_out_of_memory_begin_again_with_smaller_micro_batches(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    rules = rules_of(DppoTv(), NoGate(), tokens_per_micro_batch=130)
+    policy = loaded(directory)
+    batch = batch_of(policy)
+    async with trainer_of(policy, one(policy, rules), rules) as trainer:
+        begun = await trainer.snapshot()
+        await trainer.step(batch)
+        expected = await trainer.snapshot()
+
+    (tmp_path / "sitecustomize.py").write_text(SMALL_DEVICE)
+    monkeypatch.syspath_prepend(tmp_path)
+    policy = loaded(directory)
+    learner = two(policy, rules)
+    async with trainer_of(policy, learner, rules) as trainer:
+        with pytest.raises(LearnerLost, match="rank 1 of the learner: OutOfMemoryError: CUDA out of memory") as lost:
+            await trainer.step(batch)
+        assert lost.value.out_of_memory
+        assert "micro-batches have half of the tokens, 65" in caplog.text
+        assert not await trainer.settle()
+        await trainer.replace(*begun)
+        report = await trainer.step(batch)
+        assert report.metrics["tokens_per_micro_batch"] == 65
+        for found, wanted in zip(await trainer.snapshot(), expected, strict=True):
+            assert_close(found, wanted)
 
 
 @pytest.mark.timeout(600)
@@ -210,6 +272,37 @@ async def test_an_adapter_and_an_objective_that_sees_the_whole_batch_however_une
     assert all(".lora_" in name for name in weights)
     assert_close(weights_of_two, weights)
     assert_close(moments_of_two, moments)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("adapter", [None, Lora(rank=4)], ids=["all weights", "an adapter"])
+async def test_weights_in_16_bit_have_float32_ones_behind_them_on_several_devices_too(
+    directory: Path, adapter: Lora | None
+):
+    """A gradient is rounded to bfloat16 once for each device, or for each micro-batch of one: to 2^-8 of its size."""
+    rules, results = rules_of(DppoTv(), NoGate(), weights="bfloat16", updates_per_batch=1), []
+    batch = batch_of(loaded(directory, adapter))
+    for make in (one, two):
+        policy = loaded(directory, adapter)
+        async with trainer_of(policy, make(policy, rules), rules) as trainer:
+            probe = (await trainer.weights()).probe
+            report = await trainer.step(batch)
+            results.append((probe, report.metrics, *await trainer.snapshot()))
+    (probe, metrics, weights, moments), (probe_of_two, metrics_of_two, weights_of_two, moments_of_two) = results
+    assert probe is not None
+    assert probe_of_two is not None
+    np.testing.assert_allclose(probe_of_two, probe, atol=1e-5)
+    in_float32 = Updates(loaded(directory, adapter).model, rules_of(DppoTv(), NoGate())).probed(PROBE)
+    assert np.abs(probe - in_float32).max() > 1e-4
+    assert metrics_of_two["loss"] == pytest.approx(metrics["loss"], abs=1e-3)
+    assert metrics_of_two["grad_norm"] == pytest.approx(metrics["grad_norm"], rel=1e-2)
+    assert moments_of_two.keys() == moments.keys()
+    for name, moment in moments.items():
+        if name.endswith("/exp_avg"):
+            torch.testing.assert_close(moments_of_two[name], moment, atol=float(moment.abs().max()) / 64, rtol=0.0)
+    for name, weight in weights.items():
+        assert weights_of_two[name].dtype == torch.float32
+        assert float((weights_of_two[name] - weight).abs().max()) <= 2.001 * 1e-3  # Adam's first update is one rate
 
 
 def alive(pid: int) -> bool:

@@ -20,7 +20,8 @@ from transformers import (
 
 from node.algorithms import LearnerConfig
 from node.config import VllmEngine
-from node.engine.room import OWN_BYTES, Device, Machine, Plan, engine_devices, machine, plan
+from node.engine.memory import Device, Machine, engine_devices, machine
+from node.engine.room import OWN_BYTES, Plan, plan
 from node.engine.size import GIB, Dtype, ModelSize, learner_bytes
 from node.settings import load_config
 from swarm.errors import EngineError
@@ -37,6 +38,7 @@ QWEN_1B = ModelSize(
     kv_heads=2,
     head_dim=128,
     vocabulary=151_936,
+    positions=32_768,
 )
 QWEN_06B = ModelSize(
     parameters=596_049_920,
@@ -48,6 +50,7 @@ QWEN_06B = ModelSize(
     kv_heads=8,
     head_dim=128,
     vocabulary=151_936,
+    positions=32_768,
 )
 TINY = ModelSize(
     parameters=1_000_000,
@@ -136,6 +139,7 @@ def test_a_size_from_an_old_config_and_from_one_of_several_modalities() -> None:
         kv_heads=4,
         head_dim=16,
         vocabulary=99,
+        positions=1024,
     )
     text = Gemma3TextConfig(hidden_size=32, num_hidden_layers=7, vocab_size=50)
     assert ModelSize.of(Gemma3Config(text_config=text.to_dict()), 10, 10) == ModelSize.of(text, 10, 10)

@@ -19,15 +19,16 @@ DEFAULT = NodeConfig(tasks=(ArithmeticTasks(),))
 """Where no config is given; its tasks are of no interest."""
 
 DESCRIPTION = """\
-Tests versions, hardware, disk, ports, clock, seed peers, and whether others can reach this
-machine; a line each, and a sentence of what to do about what is not well. Changes nothing.
+Tests versions, hardware, whether the model fits into memory, disk, ports, clock, seed peers,
+and whether others can reach this machine; a line each, and a sentence of what to do about what
+is not well. Changes nothing.
 """
 EPILOG = """\
 examples:
   swarm-node doctor                          this machine, with the defaults
   swarm-node doctor configs/local.toml       for that node; stop it first, or its ports are not tested
 
-Exits with 1 if anything has failed, and takes up to 30 s.
+Exits with 1 if anything has failed, and takes up to a minute.
 """
 
 
@@ -72,9 +73,9 @@ async def _examine(checks: Sequence[Check], config: NodeConfig, tell: Callable[[
 
 
 def checks(configured: bool) -> tuple[Check, ...]:
-    """In order; their deadlines add up to less than 30 s. Without a config, those that need none."""
+    """In order; their deadlines add up to less than a minute. Without a config, those that need none."""
     leave_out_torch()
-    from node.doctor import machine, network  # imports hivemind
+    from node.doctor import machine, model, network  # imports hivemind
 
     of_machine = (
         Check("python", 1, machine.python),
@@ -85,6 +86,7 @@ def checks(configured: bool) -> tuple[Check, ...]:
         Check("open files", 1, machine.open_files),
     )
     of_node = (
+        Check("model", 25, model.model),
         Check("data_dir", 1, machine.data_dir),
         Check("disk", 1, machine.disk),
         Check("rpc port", 1, machine.rpc_port),

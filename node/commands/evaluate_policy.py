@@ -51,7 +51,7 @@ async def evaluate_policy(
     params = config.sampler.params
     with tempfile.TemporaryDirectory() as scratch:  # a node may be running in the config's own directory
         config = config.model_copy(update={"policy": plain, "data_dir": Path(scratch)})
-        chosen = _without_learner(choose(config, policy))
+        chosen = _without_learner(choose(config, policy.size, policy.devices))
         async with ProcessJudge(task_specs(config), timeout_s=config.score_timeout_s) as judge:
             questions = await held_out_questions(judge, tasks, SEED)  # before the engine: it may take a minute
             async with _generator(config, chosen, policy) as generator:
@@ -82,7 +82,7 @@ def _without_learner(chosen: ChosenEngine) -> ChosenEngine:
 @asynccontextmanager
 async def _generator(config: NodeConfig, chosen: ChosenEngine, policy: Policy) -> AsyncIterator[Generator]:
     """The engine gets its weights as a node's does, from a learner, which makes no step."""
-    async with trainer_of(config, policy, chosen.probe, PolicyVersion(0)) as learner:
+    async with trainer_of(config, policy, chosen.probe(policy.codec), PolicyVersion(0)) as learner:
         weights = await learner.weights()
     rng = torch.Generator(policy.model.device).manual_seed(config.seed)
     times, part = TimeAccount(GENERATORS), Part("engine", config.supervision)

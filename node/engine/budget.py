@@ -34,12 +34,13 @@ class TokenBudget:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         log.warning(
-            "out of memory in a step, which is made again with half of the tokens in a micro-batch; "
+            "out of memory in a step: from now on micro-batches have half of the tokens, %d; "
             "learner.tokens_per_micro_batch = %d would avoid that",
+            self.tokens,
             self.tokens,
         )
         return True
 
 
-def out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or CPU_ALLOCATOR in str(error)

@@ -55,7 +55,7 @@ def learner_devices(policy: PolicyConfig, learner: LearnerConfig) -> tuple[torch
 def _check_modes(learner: LearnerConfig) -> None:
     """What has been tried on one device only."""
     plain = LearnerConfig()
-    for key in ("weights", "optimizer", "offload_optimizer", "compile"):
+    for key in ("optimizer", "offload_optimizer", "compile"):
         if (value := getattr(learner, key)) != (needed := getattr(plain, key)):
             raise PolicyError(
                 f"learner.{key} = {json.dumps(value)} is not allowed with several learner.devices; it must be "

@@ -1,10 +1,12 @@
-"""What is done to a model's layers for its training: computed again instead of kept, compiled, deterministic."""
+"""What is done to a model for its training: layers computed again instead of kept, or compiled; weights in another
+precision; the same bits twice."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -12,10 +14,21 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from swarm.errors import PolicyError
 
+M = TypeVar("M", bound=torch.nn.Module)
+
 
 def layers_of(model: PreTrainedModel) -> list[GradientCheckpointingLayer]:
     """The repeated ones, which are nearly all of the work."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def cast(model: M, dtype: torch.dtype, which: Callable[[torch.nn.Parameter], bool] = lambda parameter: True) -> M:
+    """`model` itself, with those parameters in `dtype`. Buffers stay as they were made: the frequencies of rotary
+    positions, rounded to bfloat16, would be wrong by a radian after a thousand tokens."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and which(parameter):
+            parameter.data = parameter.data.to(dtype)
+    return model
 
 
 class Recomputed:

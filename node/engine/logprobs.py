@@ -18,9 +18,11 @@ from node.rl.segments import Segments
 class TokenScores(torch.nn.Module):
     """`token_scores` as a module around its model: what is sharded or compiled is one forward pass of it."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> None:
+        """`dtype`: that its weights are in while it computes, where they are kept in another."""
         super().__init__()
         self.model = model
+        self.dtype = dtype or model.dtype
 
     def forward(
         self,

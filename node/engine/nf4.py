@@ -70,15 +70,7 @@ def require() -> None:
 
 def quantise(model: PreTrainedModel) -> None:
     """Puts every frozen linear layer of `model` but the output head into NF4, one after the other."""
-    head = model.get_output_embeddings()
-    frozen = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head and not module.weight.requires_grad
-    ]
-    for name in frozen:
-        linear = model.get_submodule(name)
-        assert isinstance(linear, torch.nn.Linear)
+    for name, linear in _frozen(model):
         model.set_submodule(name, Nf4Linear(linear))
 
 
@@ -87,9 +79,23 @@ def layers(model: torch.nn.Module) -> Iterator[tuple[str, Nf4Linear]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, Nf4Linear))
 
 
+def weights_for(model: PreTrainedModel) -> int:
+    """How many `quantise` would put there."""
+    return sum(linear.weight.numel() for _, linear in _frozen(model))
+
+
 def weights_in(model: torch.nn.Module) -> int:
     """How many weights of `model` are in NF4; they are no parameters of it."""
     return sum(layer.shape.numel() for _, layer in layers(model))
+
+
+def _frozen(model: PreTrainedModel) -> list[tuple[str, torch.nn.Linear]]:
+    head = model.get_output_embeddings()
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head and not module.weight.requires_grad
+    ]
 
 
 class _Product(torch.autograd.Function):

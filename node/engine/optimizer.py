@@ -9,6 +9,7 @@ import torch
 
 from node.algorithms import LearnerConfig
 from node.engine.eight_bit import adamw_8bit
+from node.engine.layers import cast
 
 
 class Masters:
@@ -49,7 +50,7 @@ def masters_of(
         return None
     masters = Masters(trained, torch.device("cpu") if learner.offload_optimizer else None)
     if learner.weights == "bfloat16":
-        model.to(torch.bfloat16)
+        cast(model, torch.bfloat16)
     return masters
 
 

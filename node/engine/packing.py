@@ -36,7 +36,7 @@ def share_rows(scores: TokenScores) -> bool:
     except (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError) as error:
         log.info("every rollout has a row of its own: %s", str(error).partition("\n")[0])
     else:
-        if bool((together - apart).abs().max() <= TOLERANCE.get(model.dtype, 0.25)):
+        if bool((together - apart).abs().max() <= TOLERANCE.get(scores.dtype, 0.25)):
             return True
         log.info("every rollout has a row of its own: this model's layers see more than their attention")
     model.set_attn_implementation(before)

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from node.config import Lora, PolicyConfig
 from node.engine import lora, nf4
 from node.engine.devices import resolve_device
+from node.engine.layers import cast
 from node.engine.lora import Adapter
+from node.engine.size import ModelSize
 from node.engine.text import HfTextCodec, load_codec
 from node.seed.cache import seed_model
 from swarm.errors import PolicyError
@@ -39,13 +42,12 @@ class Policy:
     """That it is trained on; `model` is there, or on the CPU where they are several."""
 
     @property
-    def parameters(self) -> int:
-        """Numbers that it consists of, whatever they are held in; tied ones once."""
-        return sum(parameter.numel() for parameter in self.model.parameters()) + nf4.weights_in(self.model)
+    def size(self) -> ModelSize:
+        return _size(self.model, nf4.weights_in(self.model))
 
     def sampling_copy(self, dtype: str) -> PreTrainedModel:
         """The generator's own weights, in the dtype that it samples with ("float32", "bfloat16")."""
-        return _moved(copy.deepcopy(self.model), torch_dtype(dtype))
+        return cast(copy.deepcopy(self.model), torch_dtype(dtype))
 
     def save(self, directory: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         """Writes this policy with `tensors`, by parameter name, in place of what is trained: a model, or an adapter
@@ -96,9 +98,27 @@ def load_policy(
         model, adapter = load_plain(source), None
         identity = fingerprint(model)
     devices = devices or (resolve_device(config.device),)
-    _moved(model, devices[0] if len(devices) == 1 else torch.device("cpu"))
+    # transformers' own signature of `to` has no types
+    torch.nn.Module.to(model, devices[0] if len(devices) == 1 else torch.device("cpu"))
     codec = load_codec(_home_of_tokenizer(source), config.system_prompt)
     return Policy(model=model, codec=codec, fingerprint=identity, adapter=adapter, devices=devices)
+
+
+def describe(config: PolicyConfig, resume_from: Path | None = None) -> ModelSize:
+    """How large the policy is that `load_policy` loads. Reads configs and no weights: of a hub id, nothing else is
+    fetched. Raises PolicyError."""
+    if resume_from:
+        _check_kind(config, resume_from)
+    adapter = config.adapter if isinstance(config.adapter, Lora) else None
+    name = _base_of(config.model if adapter else str(resume_from or config.model))
+    with _reading(name), torch.device("meta"):
+        described = AutoConfig.from_pretrained(_source_of(name), trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(described, dtype=torch.float32)
+    model.tie_weights()
+    if adapter:
+        with torch.device("meta"):
+            lora.inject(model, adapter, "", "")
+    return _size(model, nf4.weights_for(model) if adapter and adapter.base == "nf4" else 0)
 
 
 def load_plain(source: str) -> PreTrainedModel:
@@ -115,7 +135,7 @@ def load_plain(source: str) -> PreTrainedModel:
 
 def save_plain(source: str, directory: Path, dtype: str) -> None:
     """Writes what `load_plain` loads, and its tokenizer, in `dtype` ("float32", "bfloat16"). Raises PolicyError."""
-    _moved(load_plain(source), torch_dtype(dtype)).save_pretrained(directory)
+    cast(load_plain(source), torch_dtype(dtype)).save_pretrained(directory)
     load_codec(_home_of_tokenizer(source)).save(directory)
 
 
@@ -177,22 +197,35 @@ def _base_of(source: str) -> str:
 
 
 def _load_model(name: str) -> PreTrainedModel:
-    source = resolve_model(name)
-    try:
-        if find_adapter_config_file(source) is not None:
-            raise PolicyError(f"policy.model = {name!r}: an adapter is loaded from a local directory, beside a model")
+    with _reading(name):
         return AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            _source_of(name), dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
+
+
+def _source_of(name: str) -> str:
+    source = resolve_model(name)
+    if find_adapter_config_file(source) is not None:
+        raise PolicyError(f"policy.model = {name!r}: an adapter is loaded from a local directory, beside a model")
+    return source
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Says what is wrong with the model of that name as a PolicyError."""
+    try:
+        yield
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PolicyError(f"policy.model = {name!r}: cannot be loaded: {reason}") from error
 
 
-def _moved(model: PreTrainedModel, to: torch.device | torch.dtype) -> PreTrainedModel:
-    """`model` itself; transformers' own signature of `to` has no types."""
-    torch.nn.Module.to(model, to)
-    return model
+def _size(model: PreTrainedModel, quantised: int) -> ModelSize:
+    """`quantised`: weights of it that are in NF4, or will be."""
+    every = list(model.parameters())
+    trained = sum(parameter.numel() for parameter in every if parameter.requires_grad)
+    whole = sum(parameter.numel() for parameter in every) + nf4.weights_in(model)
+    return ModelSize.of(model.config, whole, trained, quantised)
 
 
 def _lasting_name(base: str) -> str:

@@ -1,23 +1,22 @@
-"""What memory the learner and the engine need, and how they share it. All but `machine` is pure.
+"""What memory the learner and the engine need, and how they share it. Pure.
 
-Made before the engine starts and before the learner's first step, while the policy's own weights are in memory and
-nothing else is: what is free then is what there is to share. A plan says how much of it is the KV cache; a policy that
-does not fit is an error with all the numbers, instead of a crash in some later step.
+Asked twice. Before anything is loaded, node/engine/forecast.py wants to know whether all of it will fit. Before vLLM
+starts and before the learner's first step, when the policy's own weights are in memory and nothing else is, a `plan`
+says how much of what is free then is the KV cache. What does not fit is an error with all the numbers, instead of a
+crash in some later step.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-import torch
-
 from node.algorithms import LearnerConfig
-from node.config import VllmEngine
-from node.engine.size import DTYPE_BYTES, GIB, Dtype, LearnerBytes, ModelSize, learner_bytes
+from node.config import TransformersEngine, VllmEngine
+from node.engine.memory import Device, Machine
+from node.engine.size import DTYPE_BYTES, GIB, Dtype, LearnerBytes, ModelSize, kv_bytes, learner_bytes, ram_bytes
 from swarm.errors import EngineError
 
 #: Of free memory, what is planned with; the rest is for fragmentation.
@@ -30,27 +29,6 @@ MOST_IN_FLIGHT = 256
 RAM_SHARE = 0.25
 #: Tokens whose keys and values are allocated together: vLLM's defaults (vllm/platforms/cpu.py, vllm/config/cache.py).
 BLOCK_TOKENS = {"cuda": 16, "cpu": 128}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Device:
-    """A memory that the engine is to be in."""
-
-    name: str
-    """ "cuda:0", or "RAM"."""
-    total: int
-    """Bytes."""
-    free: int
-    """Bytes."""
-    learner: bool
-    """The policy that is trained is there, too."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    kind: Literal["cuda", "cpu"]
-    devices: tuple[Device, ...]
-    """The engine's, in its order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,9 +47,9 @@ class Plan:
 
     def __str__(self) -> str:
         return (
-            f"KV cache {_gib(self.kv_cache_bytes)} ({self.kv_bytes_per_token:,} bytes per token) for "
-            f"{self.max_in_flight} sequences in flight; weights {_gib(self.engine_weights_bytes)}, "
-            f"engine {_gib(OWN_BYTES)}, learner {_gib(self.learner_bytes)}"
+            f"KV cache {gib(self.kv_cache_bytes)} ({self.kv_bytes_per_token:,} bytes per token) for "
+            f"{self.max_in_flight} sequences in flight; weights {gib(self.engine_weights_bytes)}, "
+            f"engine {gib(OWN_BYTES)}, learner {gib(self.learner_bytes)}"
         )
 
 
@@ -91,98 +69,65 @@ def plan(
     engine's weights and KV cache take turns with what the learner needs during a step only. Raises EngineError when it
     does not fit.
     """
-    ranks = engine.tensor_parallel_size
-    if len(machine.devices) != ranks:
-        names = ", ".join(device.name for device in machine.devices)
-        raise EngineError(
-            f"engine.tensor_parallel_size = {ranks} is not allowed; it must be the number of the engine's devices, "
-            f"{len(machine.devices)} ({names})"
-        )
-    per_token = 2 * size.layers * -(-size.kv_heads // ranks) * size.head_dim * DTYPE_BYTES[dtype]
-    cache = _Cache.of(machine.kind, per_token, max_length)
-    if engine.kv_cache_gib and int(engine.kv_cache_gib * GIB) < cache.bytes_for(1):
-        raise EngineError(
-            f"engine.kv_cache_gib = {engine.kv_cache_gib:g} is not allowed; it must be at least "
-            f"{math.ceil(1000 * cache.bytes_for(1) / GIB) / 1000:g}, for one sequence of "
-            f"engine.max_length ({max_length:,} tokens)"
-        )
-    weights = -(-size.parameters * DTYPE_BYTES[dtype] // ranks)
-    needs = learner_bytes(size, dtype, max_length, learner, engine)
-    if machine.kind == "cpu":  # which all of the learner's devices are
-        needs = LearnerBytes(standing=learner.num_devices * needs.standing, passing=learner.num_devices * needs.passing)
-    sleeps = engine.sleep and machine.kind == "cuda"
-    device, room = min(((d, _room(d, needs, sleeps) - weights) for d in machine.devices), key=lambda pair: pair[1])
-    kv_cache = _kv_cache_bytes(cache, engine, machine, room)
+    share = EngineShare.of(size, dtype, max_length, learner, engine, machine)
+    device, room = min(((device, share.room(device)) for device in machine.devices), key=lambda pair: pair[1])
+    kv_cache = share.kv_cache(room)
     if kv_cache > room:
-        use = _Use(device=device, learner=needs, weights=weights, kv_cache=kv_cache, sleeps=sleeps)
-        raise EngineError(f"{use}. {_advice(size, dtype, max_length, learner, engine, device, machine.kind)}")
+        raise does_not_fit(
+            share.demand(device, kv_cache), advice(size, dtype, max_length, learner, engine, device, machine.kind)
+        )
     return Plan(
         kv_cache_bytes=kv_cache,
-        memory_fraction=(weights + OWN_BYTES + kv_cache) / max(d.total for d in machine.devices),
-        max_in_flight=engine.max_in_flight or min(MOST_IN_FLIGHT, cache.sequences_in(kv_cache)),
-        learner_bytes=needs.standing + needs.passing if any(d.learner for d in machine.devices) else 0,
-        engine_weights_bytes=weights,
-        kv_bytes_per_token=per_token,
-    )
-
-
-def cuda_device(device: torch.device) -> torch.device:
-    """With its number, which "cuda" has not."""
-    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
-
-
-def engine_devices(engine: VllmEngine, learner: Sequence[torch.device]) -> tuple[int, ...]:
-    """CUDA devices of the engine: those configured, or the learner's own and those after it; where the learner has
-    several, those after its last; none beside a learner on the CPU, which is where the engine is then."""
-    if engine.devices or learner[0].type == "cpu":
-        return engine.devices
-    last = max(device.index or 0 for device in learner)
-    first = last if len(learner) == 1 else last + 1
-    return tuple(range(first, first + engine.tensor_parallel_size))
-
-
-def machine(devices: Sequence[int], learner: Sequence[torch.device]) -> Machine:
-    """The memory of those CUDA devices as it is now, or without any, RAM. Asking a device takes some of its memory (a
-    CUDA context of this process). Raises EngineError for a device that is not there."""
-    if not devices:
-        lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-        kib = {words[0]: int(words[1]) for words in lines}
-        ram = Device(
-            name="RAM",
-            total=kib["MemTotal:"] * 1024,
-            free=kib["MemAvailable:"] * 1024,
-            learner=learner[0].type == "cpu",
-        )
-        return Machine(kind="cpu", devices=(ram,))
-    if max(devices) >= (count := torch.cuda.device_count()):
-        chosen = "" if len(learner) == 1 else f" (the learner has {', '.join(map(str, learner))})"
-        raise EngineError(
-            f"engine.devices = {list(devices)} is not allowed; this machine has {count} CUDA devices{chosen}"
-        )
-    memories = [(index, *torch.cuda.mem_get_info(index)) for index in devices]
-    return Machine(
-        kind="cuda",
-        devices=tuple(
-            Device(
-                name=f"cuda:{index}",
-                total=total,
-                free=free,
-                learner=torch.device("cuda", index) in map(cuda_device, learner),
-            )
-            for index, free, total in memories
-        ),
+        memory_fraction=(share.weights + OWN_BYTES + kv_cache) / max(d.total for d in machine.devices),
+        max_in_flight=engine.max_in_flight or min(MOST_IN_FLIGHT, share.cache.sequences_in(kv_cache)),
+        learner_bytes=share.learner.whole if any(d.learner for d in machine.devices) else 0,
+        engine_weights_bytes=share.weights,
+        kv_bytes_per_token=share.kv_bytes_per_token,
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Cache:
+class Demand:
+    """What has to be in one memory at the same time."""
+
+    device: Device
+    needed: int
+    """Bytes."""
+    parts: str
+    """What they are, in words."""
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= int(USABLE * self.device.free)
+
+    def __str__(self) -> str:
+        return (
+            f"{gib(self.needed)} are needed on {self.device.name} ({self.parts}), and "
+            f"{gib(int(USABLE * self.device.free))} may be used "
+            f"({USABLE:g} of {gib(self.device.free)} free; {gib(self.device.total)} in all)"
+        )
+
+
+def demand_of(device: Device, parts: Iterable[tuple[str, int]], learner: LearnerBytes) -> Demand:
+    """`parts`: of what is there besides the learner, name and bytes; those of nothing are not said."""
+    there = [(name, size) for name, size in parts if size]
+    said = [f"{name} {gib(size)}" for name, size in there] + ([_learner_words(learner)] if learner.whole else [])
+    return Demand(device=device, needed=sum(size for _, size in there) + learner.whole, parts=", ".join(said))
+
+
+def does_not_fit(demand: Demand, advice: str) -> EngineError:
+    return EngineError(f"the policy does not fit: {demand}. {advice}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cache:
     """A KV cache in blocks, of which a sequence has whole ones and vLLM keeps one (vllm/v1/core/block_pool.py)."""
 
     block_bytes: int
     blocks_per_sequence: int
 
     @classmethod
-    def of(cls, kind: Literal["cuda", "cpu"], per_token: int, max_length: int) -> _Cache:
+    def of(cls, kind: Literal["cuda", "cpu"], per_token: int, max_length: int) -> Cache:
         tokens = BLOCK_TOKENS[kind]
         return cls(block_bytes=tokens * per_token, blocks_per_sequence=-(-max_length // tokens))
 
@@ -194,68 +139,115 @@ class _Cache:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Use:
-    """Of the device that is too small."""
+class EngineShare:
+    """What vLLM takes of each of its devices, and what the learner takes beside it where both are."""
 
-    device: Device
-    learner: LearnerBytes
+    engine: VllmEngine
+    machine: Machine
+    """The engine's devices."""
+    cache: Cache
+    kv_bytes_per_token: int
     weights: int
-    kv_cache: int
-    sleeps: bool
+    learner: LearnerBytes
+    policy: int
+    """Bytes of the policy that the learner trains, as far as it is not there yet."""
 
-    def __str__(self) -> str:
-        parts = [
-            f"engine {_gib(OWN_BYTES)}",
-            f"its weights {_gib(self.weights)}",
-            f"its KV cache at least {_gib(self.kv_cache)}",
-        ]
-        takes = OWN_BYTES + self.weights + self.kv_cache
-        if self.device.learner:
-            asleep = max(0, self.learner.passing - self.weights - self.kv_cache)
-            takes += self.learner.standing + (asleep if self.sleeps else self.learner.passing)
-            turns = ", while the engine sleeps" if self.sleeps else ""
-            parts += [f"learner {_gib(self.learner.standing)} and in a step {_gib(self.learner.passing)} more{turns}"]
-        return (
-            f"the policy does not fit: {_gib(takes)} are needed on {self.device.name} ({', '.join(parts)}), and "
-            f"{_gib(int(USABLE * self.device.free))} may be used "
-            f"({USABLE:g} of {_gib(self.device.free)} free; {_gib(self.device.total)} in all)"
+    @classmethod
+    def of(
+        cls,
+        size: ModelSize,
+        dtype: Dtype,
+        max_length: int,
+        learner: LearnerConfig,
+        engine: VllmEngine,
+        machine: Machine,
+        policy: int = 0,
+    ) -> EngineShare:
+        """Raises EngineError for settings that no memory is large enough for."""
+        ranks, in_ram = engine.tensor_parallel_size, machine.kind == "cpu"
+        if len(machine.devices) != ranks:
+            names = ", ".join(device.name for device in machine.devices)
+            raise EngineError(
+                f"engine.tensor_parallel_size = {ranks} is not allowed; it must be the number of the engine's devices, "
+                f"{len(machine.devices)} ({names})"
+            )
+        per_token = kv_bytes(size, dtype, ranks)
+        cache = Cache.of(machine.kind, per_token, max_length)
+        if engine.kv_cache_gib and int(engine.kv_cache_gib * GIB) < cache.bytes_for(1):
+            raise EngineError(
+                f"engine.kv_cache_gib = {engine.kv_cache_gib:g} is not allowed; it must be at least "
+                f"{math.ceil(1000 * cache.bytes_for(1) / GIB) / 1000:g}, for one sequence of "
+                f"engine.max_length ({max_length:,} tokens)"
+            )
+        return cls(
+            engine=engine,
+            machine=machine,
+            cache=cache,
+            kv_bytes_per_token=per_token,
+            weights=-(-size.parameters * DTYPE_BYTES[dtype] // ranks),
+            learner=ram_bytes(size, dtype, max_length, learner, engine, machine.devices[0].learner)
+            if in_ram
+            else learner_bytes(size, dtype, max_length, learner, engine),
+            policy=policy,
         )
 
+    def room(self, device: Device) -> int:
+        """Bytes for the KV cache; negative where all the rest is too much."""
+        free = int(USABLE * device.free) - OWN_BYTES
+        if not self._shared(device):
+            return free - self.weights
+        beside = free - self.policy - self.learner.whole
+        return (beside + self.learner.passing if self._sleeps and beside >= 0 else beside) - self.weights
 
-def _room(device: Device, learner: LearnerBytes, sleeps: bool) -> int:
-    """Bytes for the engine's weights and KV cache; negative where the learner alone is too much."""
-    free = int(USABLE * device.free) - OWN_BYTES
-    if not device.learner:
-        return free
-    beside = free - learner.standing - learner.passing
-    return beside + learner.passing if sleeps and beside >= 0 else beside
+    def kv_cache(self, room: int) -> int:
+        """At least what one sequence needs, whether there is room for it or not."""
+        if self.engine.kv_cache_gib:
+            return int(self.engine.kv_cache_gib * GIB)
+        if self.machine.kind == "cpu":
+            wanted = self.cache.bytes_for(self.engine.max_in_flight or MOST_IN_FLIGHT)
+            room = min(room, wanted, int(RAM_SHARE * self.machine.devices[0].free))
+        return max(room, self.cache.bytes_for(1))
+
+    def demand(self, device: Device, kv_cache: int) -> Demand:
+        """Of all that is to be on one of the engine's devices."""
+        engine = [("engine", OWN_BYTES), ("its weights", self.weights), ("its KV cache at least", kv_cache)]
+        if not self._shared(device):
+            return demand_of(device, engine, LearnerBytes(standing=0, passing=0))
+        parts = [("policy", self.policy), *engine]
+        made = demand_of(device, parts, self.learner)
+        if not self._sleeps:
+            return made
+        in_turns = min(self.learner.passing, self.weights + kv_cache)
+        return Demand(device=device, needed=made.needed - in_turns, parts=f"{made.parts}, while the engine sleeps")
+
+    def _shared(self, device: Device) -> bool:
+        """RAM has something of every learner."""
+        return device.learner or self.machine.kind == "cpu"
+
+    @property
+    def _sleeps(self) -> bool:
+        return self.engine.sleep and self.machine.kind == "cuda"
 
 
-def _kv_cache_bytes(cache: _Cache, engine: VllmEngine, machine: Machine, room: int) -> int:
-    """At least what one sequence needs, whether there is room for it or not."""
-    if engine.kv_cache_gib:
-        return int(engine.kv_cache_gib * GIB)
-    if machine.kind == "cpu":
-        wanted = cache.bytes_for(engine.max_in_flight or MOST_IN_FLIGHT)
-        room = min(room, wanted, int(RAM_SHARE * machine.devices[0].free))
-    return max(room, cache.bytes_for(1))
-
-
-def _advice(
+def advice(
     size: ModelSize,
     dtype: Dtype,
     max_length: int,
     learner: LearnerConfig,
-    engine: VllmEngine,
+    engine: VllmEngine | TransformersEngine | None,
     device: Device,
     kind: Literal["cuda", "cpu"],
+    *,
+    loaded: bool = True,
 ) -> str:
-    """Which keys to change."""
-    lower = [f"engine.max_length ({max_length})"]
-    put = ['policy.dtype = "bfloat16"'] if dtype == "float32" else []
-    if engine.kv_cache_gib:
+    """Which keys to change where `device` is too small. `engine`: that is to be there, too. `loaded`: the policy is
+    in memory, and has shown that it fits in so far."""
+    vllm = isinstance(engine, VllmEngine)
+    lower = [f"engine.max_length ({max_length})"] if vllm else []
+    put = ['policy.dtype = "bfloat16"'] if dtype == "float32" and (engine or device.learner) else []
+    if vllm and engine.kv_cache_gib:
         lower += [f"engine.kv_cache_gib ({engine.kv_cache_gib:g})"]
-    if device.learner and engine.learner_gib:
+    if device.learner and vllm and engine.learner_gib:
         lower += [f"engine.learner_gib ({engine.learner_gib:g})"]
     elif device.learner:
         lower += [f"learner.tokens_per_micro_batch ({learner.tokens_per_micro_batch})"]
@@ -266,15 +258,27 @@ def _advice(
         put += ['policy.adapter.type = "lora"'] if size.trainable == size.parameters else []
         put += ['policy.adapter.base = "nf4"'] if _has_full_base(size) and learner.num_devices == 1 else []
         put += ["learner.devices to more GPUs"] if kind == "cuda" else []
-    if kind == "cuda":
+    elif kind == "cpu" and engine is None:  # the copies of a learner on GPUs
+        put += ["learner.offload_optimizer = false"] if learner.offload_optimizer else []
+        put += ['policy.adapter.type = "lora"'] if size.trainable == size.parameters else []
+    if isinstance(engine, TransformersEngine):
+        lower += [f"engine.batch_size ({engine.batch_size})"]
+    if kind == "cuda" and vllm:
         put += ["engine.sleep = true"] if device.learner and not engine.sleep else []
         put += ["engine.devices and engine.tensor_parallel_size to other or more GPUs"]
-    return f"Lower {', '.join(lower)}" + (f"; or set {', '.join(put)}" if put else "")
+    put += [] if loaded else ["policy.model to a smaller one"]
+    return "; or ".join(
+        [*([f"Lower {', '.join(lower)}"] if lower else []), *([f"set {', '.join(put)}"] if put else [])]
+    )
 
 
 def _has_full_base(size: ModelSize) -> bool:
     return size.trainable < size.parameters and not size.quantised
 
 
-def _gib(size: int) -> str:
+def _learner_words(learner: LearnerBytes) -> str:
+    return f"learner {gib(learner.standing)} and in a step {gib(learner.passing)} more"
+
+
+def gib(size: int) -> str:
     return f"{size / GIB:.2f} GiB"

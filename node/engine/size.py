@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from transformers import PreTrainedConfig
 
 from node.algorithms import LearnerConfig
-from node.config import VllmEngine
+from node.config import TransformersEngine, VllmEngine
 
 Dtype = Literal["float32", "bfloat16"]
 
 GIB = 2**30
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+#: Of a weight: half a byte, a byte of scale for 64 of them, and 4 for 256 of those (node/engine/nf4.py).
+NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 #: Saved for the backward pass per token and layer, in bytes per unit of (hidden, MLP, query, key) width. Counted with
 #: saved-tensor hooks on transformers' Llama, Qwen2 and Qwen3 (tests/test_room.py counts again); the larger ones are
 #: taken, of Qwen3, which also normalises queries and keys. About twice the 34 bytes per hidden unit of Korthikanti et
@@ -40,6 +43,8 @@ class ModelSize:
     vocabulary: int
     quantised: int = 0
     """Of the parameters, in NF4."""
+    positions: int | None = None
+    """Tokens of a text that it can tell apart; None where it has no limit."""
 
     @classmethod
     def of(cls, config: PreTrainedConfig, parameters: int, trainable: int, quantised: int = 0) -> ModelSize:
@@ -57,6 +62,7 @@ class ModelSize:
             head_dim=getattr(text, "head_dim", None) or hidden // heads,
             vocabulary=text.vocab_size,
             quantised=quantised,
+            positions=getattr(text, "max_position_embeddings", None),
         )
 
 
@@ -69,9 +75,95 @@ class LearnerBytes:
     passing: int
     """During a step only."""
 
+    @property
+    def whole(self) -> int:
+        return self.standing + self.passing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyBytes:
+    """The policy's weights as a learner has them, with the float32 ones that its optimiser works on where those are
+    others (node/engine/optimizer.py)."""
+
+    loading: int
+    """In RAM, until they are where they are used."""
+    ram: int
+    """In RAM from then on: all of it where the learner is on the CPU."""
+    converting: int
+    """On its GPU, before they are in the precision that they are used in; nothing where there are several."""
+    device: int
+    """On each of its GPUs from then on."""
+
+
+def policy_bytes(size: ModelSize, learner: LearnerConfig, on_cpu: bool) -> PolicyBytes:
+    """`on_cpu`: the learner is. Everything is loaded in float32, into RAM. A learner on several devices leaves it
+    there, and hands a copy to its ranks through shared memory (node/engine/ranks/several.py)."""
+    ranks, whole = learner.num_devices, 4 * size.parameters
+    float32, held = _held(size, "float32"), _held(size, learner.weights)
+    others = learner.weights != "float32" or learner.offload_optimizer
+    masters = 4 * size.trainable if others else 0
+    offloaded = masters if learner.offload_optimizer and not on_cpu else 0
+    used = held + masters - offloaded
+    kept = whole if ranks > 1 else 0
+    loading = 2 * whole if ranks > 1 else whole
+    converting = float32 + masters - offloaded if ranks == 1 else 0
+    if on_cpu:
+        loading = max(loading, converting, 2 * kept + used if kept else 0)
+        return PolicyBytes(loading=loading, ram=kept + used, converting=0, device=0)
+    return PolicyBytes(loading=loading, ram=kept + offloaded, converting=converting, device=-(-used // ranks))
+
+
+def _held(size: ModelSize, dtype: Dtype) -> int:
+    """Of the weights: those in NF4, and the others in `dtype`."""
+    return math.ceil(NF4_BYTES * size.quantised) + DTYPE_BYTES[dtype] * (size.parameters - size.quantised)
+
+
+def ram_bytes(
+    size: ModelSize,
+    dtype: Dtype,
+    max_length: int,
+    learner: LearnerConfig,
+    engine: VllmEngine | TransformersEngine,
+    on_cpu: bool,
+) -> LearnerBytes:
+    """What the learner will take of RAM beside the policy's weights: `engine.learner_gib` where it is on the CPU, or
+    else an upper estimate.
+
+    Standing: a checkpoint's copy of weights and moments (12 bytes per trained parameter) while it is written; of
+    several devices the weights on their way to the engine; with `learner.offload_optimizer` the moments. Passing:
+    gradients and temporaries of updates that are made there. On the CPU, what is on each of its devices as well.
+    """
+    each = learner_bytes(size, dtype, max_length, learner, engine)
+    if on_cpu and isinstance(engine, VllmEngine) and engine.learner_gib:
+        return each
+    ranks, offloaded = learner.num_devices, 8 * size.trainable if learner.offload_optimizer else 0
+    standing = 12 * size.trainable + offloaded + (DTYPE_BYTES[dtype] * size.trainable if ranks > 1 else 0)
+    passing = offloaded
+    if on_cpu:
+        standing += ranks * each.standing
+        passing = max(passing, ranks * each.passing)
+    return LearnerBytes(standing=standing, passing=passing)
+
+
+def batch_bytes(size: ModelSize, dtype: Dtype, max_length: int, max_new_tokens: int, sequences: int) -> int:
+    """What the transformers engine takes at least for a batch (node/engine/sampling.py): keys and values of all its
+    responses at their longest and of one whole sequence (how long prompts are, only the tasks know), and a row of
+    float32 logits in the five forms that a token is drawn through."""
+    tokens = sequences * max_new_tokens + max_length - max_new_tokens
+    return tokens * kv_bytes(size, dtype) + 5 * 4 * sequences * size.vocabulary
+
+
+def kv_bytes(size: ModelSize, dtype: Dtype, ranks: int = 1) -> int:
+    """Of a token's keys and values, on each of `ranks` devices that share the heads."""
+    return 2 * size.layers * -(-size.kv_heads // ranks) * size.head_dim * DTYPE_BYTES[dtype]
+
 
 def learner_bytes(
-    size: ModelSize, dtype: Dtype, max_length: int, learner: LearnerConfig, engine: VllmEngine
+    size: ModelSize,
+    dtype: Dtype,
+    max_length: int,
+    learner: LearnerConfig,
+    engine: VllmEngine | TransformersEngine,
 ) -> LearnerBytes:
     """`engine.learner_gib`, or else an upper estimate of what node/engine/updates.py takes.
 
@@ -101,7 +193,7 @@ def learner_bytes(
         _kept(size, dtype, tokens, learner) + _head(size, dtype, tokens, learner) + cast + whole,
         update * size.trainable // ranks,
     )
-    if engine.learner_gib:
+    if isinstance(engine, VllmEngine) and engine.learner_gib:
         given = int(engine.learner_gib * GIB)
         return LearnerBytes(standing=min(given, standing), passing=max(0, given - standing))
     return LearnerBytes(standing=standing, passing=passing)

@@ -46,15 +46,15 @@ class Learner(Protocol):
         ...
 
     def tensors(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """A copy of what is trained, by parameter name (tied ones once)."""
+        """A copy of what is trained, by parameter name (tied ones once); of one device, there."""
         ...
 
-    def optimizer_tensors(self) -> dict[str, torch.Tensor]:
-        """A copy of the optimiser's state (`node.engine.optimizer_state`)."""
+    def snapshot(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """What is trained, in float32, and the optimiser's state (`node.engine.optimizer_state`): copies in RAM."""
         ...
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Puts what `optimizer_tensors` gave back. Raises CheckpointError."""
+        """Puts the optimiser's state of a `snapshot` back. Raises CheckpointError."""
         ...
 
     def settle(self) -> bool:
@@ -87,9 +87,12 @@ class OneDevice:
     def tensors(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         return {name: p.detach().to(dtype, copy=True) for name, p in self.updates.masters.items()}
 
-    def optimizer_tensors(self) -> dict[str, torch.Tensor]:
-        tensors = optimizer_tensors(self.updates.optimizer, list(self.updates.trained))
-        return {name: tensor.clone() for name, tensor in tensors.items()}
+    def snapshot(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        moments = optimizer_tensors(self.updates.optimizer, list(self.updates.trained))
+        return (
+            {name: p.detach().to("cpu", torch.float32, copy=True) for name, p in self.updates.masters.items()},
+            {name: tensor.to("cpu", copy=True) for name, tensor in moments.items()},
+        )
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
         restore_optimizer(self.updates.optimizer, list(self.updates.trained), tensors)
@@ -183,8 +186,9 @@ class PolicyTrainer:
         return await self.call(self._weights)
 
     async def snapshot(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """What is trained, in float32, by parameter name (tied ones once); and the optimiser's state. Copies."""
-        return await self.call(lambda: (self._learner.tensors(torch.float32), self._learner.optimizer_tensors()))
+        """What is trained, in float32, by parameter name (tied ones once); and the optimiser's state. Copies in RAM: a
+        GPU that the plan fills has no room for them."""
+        return await self.call(self._learner.snapshot)
 
     async def restore(self, optimizer: Mapping[str, torch.Tensor]) -> None:
         """Puts the optimiser's state of a `snapshot` back. Raises CheckpointError when it is another policy's."""

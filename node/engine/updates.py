@@ -113,7 +113,8 @@ class Updates:
         if learner.compile:
             compile_layers(model)
         _check_alone(learner, self._team)
-        self._masters = masters_of(model, self.trained, learner)
+        # Ranks have float32 parts of what is trained anyway (node/engine/ranks/sharded.py).
+        self._masters = masters_of(model, self.trained, learner) if isinstance(self._team, Alone) else None
         self.optimizer = make_optimizer(self.masters.values(), learner)
 
     @property
@@ -218,7 +219,8 @@ class Updates:
             try:
                 return self._passed(share, batch)
             except RuntimeError as error:
-                # Several devices compute in step: one that begins again would leave the others waiting.
+                # Several devices compute in step: one that begins again would leave the others waiting. They are
+                # started anew instead, with half of the tokens (node/engine/ranks/several.py).
                 if not out_of_memory(error) or not isinstance(self._team, Alone):
                     raise
                 if not self._budget.halve(max(map(len, share.rows))):
@@ -316,7 +318,7 @@ class Updates:
 
 def _check_alone(learner: LearnerConfig, team: Team) -> None:
     """Raises PolicyError for what has not been made for several devices."""
-    alone = {"weights": "float32", "optimizer": "adamw", "offload_optimizer": False}
+    alone = {"optimizer": "adamw", "offload_optimizer": False}
     for key, only in alone.items():
         if not isinstance(team, Alone) and (value := getattr(learner, key)) != only:
             raise PolicyError(f"learner.{key} = {value!r}: a learner on several devices has {only!r} only")

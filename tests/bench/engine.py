@@ -207,10 +207,11 @@ class Bench:
 @asynccontextmanager
 async def opened(config: NodeConfig) -> AsyncIterator[Bench]:
     policy = load_policy(config.policy)
-    chosen = choose(config, policy)
+    chosen = choose(config, policy.size, policy.devices)
     assert isinstance(chosen.config, VllmEngine)
-    assert chosen.probe is not None
-    trainer = trainer_of(config, policy, chosen.probe, PolicyVersion(0))
+    probe = chosen.probe(policy.codec)
+    assert probe is not None
+    trainer = trainer_of(config, policy, probe, PolicyVersion(0))
     ledger = Ledger()
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(trainer)
@@ -218,7 +219,7 @@ async def opened(config: NodeConfig) -> AsyncIterator[Bench]:
         weights = await trainer.weights()
         part = Part("engine", config.supervision)
         generator = vllm_generator(
-            config, chosen.config, chosen.max_length, chosen.probe, policy, weights, ledger.counters, ledger.warn, part
+            config, chosen.config, chosen.max_length, probe, policy, weights, ledger.counters, ledger.warn, part
         )
         await stack.enter_async_context(generator)
         made = producer(config, policy, judge, generator, ledger)

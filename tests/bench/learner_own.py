@@ -5,13 +5,8 @@ python -m tests.bench.learner_own SPECIFICATION.json
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
-import re
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +21,7 @@ from node.engine.updates import Rules, Share, Updates
 from node.rl.objective import Denominators
 from node.rl.samples import TokenRow
 from swarm.types import PeerId
+from tests.bench.measuring import measured
 
 
 def main() -> None:
@@ -80,33 +76,6 @@ def row_of(prompt: np.ndarray, response: np.ndarray, advantage: float) -> TokenR
 def step(updates: Updates, share: Share) -> float:
     sums = updates.gradient(share, Passes(updates.packed(share), updates.model.device))
     return sum(part.loss for part in sums)
-
-
-def measured(work: Callable[[], float], device: str) -> dict[str, float]:
-    """Seconds (of CPU time, where that is what computes), MiB above what was held before, and what `work` returns."""
-    gc.collect()
-    on_gpu = device != "cpu"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-    else:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed and kept would be no part of the step's
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
-        before = resident("VmRSS")
-    clock = time.perf_counter if on_gpu else time.process_time
-    started = clock()
-    loss = work()
-    if on_gpu:
-        torch.cuda.synchronize()
-    seconds = clock() - started
-    peak = torch.cuda.max_memory_allocated() if on_gpu else resident("VmHWM")
-    return {"s": seconds, "mib": (peak - before) / 2**20, "loss": loss}
-
-
-def resident(key: str) -> int:
-    found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found[1]) * 1024 if found else 0
 
 
 if __name__ == "__main__":

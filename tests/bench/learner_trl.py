@@ -1,4 +1,5 @@
-"""TRL's side of `tests.bench.learner`, in an environment of its own: run as a script, with nothing of this project.
+"""TRL's side of `tests.bench.learner`, in an environment of its own: run as a script that has nothing of this
+project but `tests.bench.measuring`.
 
     python learner_trl.py SPECIFICATION.json
 
@@ -8,19 +9,17 @@ each line on standard input with one of JSON.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
 import os
-import re
 import sys
-import time
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
+
+from tests.bench.measuring import measured
 
 
 def main() -> None:
@@ -94,33 +93,6 @@ def batches(spec: dict, trainer: GRPOTrainer) -> list[dict[str, torch.Tensor]]:
 
 def step(trainer: GRPOTrainer, micro_batches: list[dict[str, torch.Tensor]]) -> float:
     return sum(float(trainer.training_step(trainer.model_wrapped, micro, None)) for micro in micro_batches)
-
-
-def measured(work, device: str) -> dict[str, float]:
-    """Seconds (of CPU time, where that is what computes), MiB above what was held before, and what `work` returns."""
-    gc.collect()
-    on_gpu = device != "cpu"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-    else:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed and kept would be no part of the step's
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
-        before = resident("VmRSS")
-    clock = time.perf_counter if on_gpu else time.process_time
-    started = clock()
-    loss = work()
-    if on_gpu:
-        torch.cuda.synchronize()
-    seconds = clock() - started
-    peak = torch.cuda.max_memory_allocated() if on_gpu else resident("VmHWM")
-    return {"s": seconds, "mib": (peak - before) / 2**20, "loss": loss}
-
-
-def resident(key: str) -> int:
-    found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found[1]) * 1024 if found else 0
 
 
 if __name__ == "__main__":

@@ -30,9 +30,11 @@ CHUNK = 1 << 20
 class LearnerLost(EngineError):
     """A rank has died, failed, or not answered in time. All of them have been ended."""
 
-    def __init__(self, rank: int | None, reason: str) -> None:
+    def __init__(self, rank: int | None, reason: str, *, out_of_memory: bool = False) -> None:
+        """`out_of_memory`: of its device; that is the reason."""
         self.rank = rank
         self.reason = reason
+        self.out_of_memory = out_of_memory
         who = "the learner's ranks" if rank is None else f"rank {rank} of the learner"
         super().__init__(f"{who}: {reason}")
 
@@ -85,13 +87,17 @@ class Processes:
         raise self._lost(talks, timeout_s)
 
     def _lost(self, talks: Sequence[_Talk], timeout_s: float) -> LearnerLost:
-        """Those that the kernel ended first, then those that said what is wrong, then those that said nothing."""
+        """Those without memory first, whatever the others made of it; then those that the kernel ended, those that said
+        what is wrong, and those that said nothing."""
         for process, talk in zip(self._processes, talks, strict=True):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 if talk.gone:
                     process.wait(REASON_S)
         statuses = [process.poll() for process in self._processes]
         self.kill()
+        for rank, talk in enumerate(talks):
+            if talk.out_of_memory:
+                return LearnerLost(rank, talk.error, out_of_memory=True)
         for rank, status in enumerate(statuses):
             if status is not None and status < 0:
                 return LearnerLost(rank, f"was killed by {signal.Signals(-status).name}")
@@ -135,6 +141,7 @@ class _Talk:
         self.answer: Message | None = None
         self.gone = False
         self.error = ""
+        self.out_of_memory = False
 
     @property
     def failed(self) -> bool:
@@ -165,6 +172,7 @@ class _Talk:
             if length is not None and len(self._in) >= length:
                 self.answer = parsed(self._in[:length])
                 self.error = str(self.answer.head.get("error", ""))
+                self.out_of_memory = bool(self.answer.head.get("out_of_memory", False))
         except BrokenMessage as error:
             self.error = str(error)
         return self.over

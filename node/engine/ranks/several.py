@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from node.engine.budget import TokenBudget
 from node.engine.policy import Policy
 from node.engine.ranks.messages import Message
 from node.engine.ranks.processes import LearnerLost, Processes, environment
@@ -35,7 +36,7 @@ START_TIMEOUT_S = 300.0
 
 class SeveralDevices:
     """Nothing runs until `open`. After a LearnerLost there are no processes any more: `replace` and `restore`, with
-    what a checkpoint has, start others."""
+    what a checkpoint has, start others; after one for want of memory, with half of the tokens in a micro-batch."""
 
     def __init__(self, policy: Policy, rules: Rules, devices: Sequence[torch.device], threads: int) -> None:
         """`policy`, on the CPU, is what is trained from. `threads`: CPU threads of each rank."""
@@ -43,6 +44,7 @@ class SeveralDevices:
         self._rules = rules
         self._devices = devices
         self._threads = threads
+        self._budget = TokenBudget(rules.learner.tokens_per_micro_batch)
         self._processes: Processes | None = None
 
     @property
@@ -75,7 +77,8 @@ class SeveralDevices:
     def prepare(self, share: Share) -> Step:
         shares = [replace(share, rows=rows) for rows in split(share.rows, len(self._devices))]
         frames = [share_message(each, {"op": "step"}) for each in shares]
-        return lambda version, gate: self._step(frames, version, gate)
+        longest = max(map(len, share.rows))
+        return lambda version, gate: self._step(frames, version, gate, longest)
 
     def probed(self, probe: np.ndarray) -> np.ndarray:
         answer = self._ask_all({"op": "probe", "ids": probe.tolist()})
@@ -84,8 +87,8 @@ class SeveralDevices:
     def tensors(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         return dict(mapped(self._ask_all({"op": "weights", "dtype": str(dtype).removeprefix("torch.")})["layout"]))
 
-    def optimizer_tensors(self) -> dict[str, torch.Tensor]:
-        return dict(mapped(self._ask_all({"op": "moments"})["layout"]))
+    def snapshot(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        return self.tensors(torch.float32), dict(mapped(self._ask_all({"op": "moments"})["layout"]))
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
         names = {name for name, parameter in self._policy.model.named_parameters() if parameter.requires_grad}
@@ -101,10 +104,17 @@ class SeveralDevices:
         if self._processes is None:
             self.open()
 
-    def _step(self, frames: Sequence[Message], version: PolicyVersion, gate: float) -> Updated:
+    def _step(self, frames: Sequence[Message], version: PolicyVersion, gate: float, longest: int) -> Updated:
+        """`longest`: tokens of the longest row."""
         now = {"version": version, "gate": shown(gate)}
         told = [Message(head=frame.head | now, body=frame.body) for frame in frames]
-        parts = [updated_of(answer.head) for answer in self._ask(told)]
+        try:
+            answers = self._ask(told)
+        except LearnerLost as lost:
+            if lost.out_of_memory:
+                self._budget.halve(longest)
+            raise
+        parts = [updated_of(answer.head) for answer in answers]
         taught = together([part.lessons for part in parts])
         first = parts[0]
         return Updated(changed=first.changed, metrics=first.metrics, lessons=taught, surprises=first.surprises)
@@ -137,6 +147,7 @@ class SeveralDevices:
 
     def _beginning(self, rank: int, store: Path) -> Message:
         model, adapter = self._policy.model, self._policy.adapter
+        learner = self._rules.learner.model_copy(update={"tokens_per_micro_batch": self._budget.tokens})
         head = {
             "op": "begin",
             "rank": rank,
@@ -148,6 +159,6 @@ class SeveralDevices:
             "config": json.loads(model.config.to_json_string(use_diff=False)),
             "attention": model.config._attn_implementation,
             "adapter": adapter.lora.model_dump(mode="json") if adapter is not None else None,
-            "rules": rules_head(self._rules),
+            "rules": rules_head(replace(self._rules, learner=learner)),
         }
         return Message(head=head)

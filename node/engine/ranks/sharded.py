@@ -13,12 +13,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from node.config import Lora
 from node.engine import lora
+from node.engine.layers import cast
 from node.engine.logprobs import TokenScores
 
 
@@ -37,21 +38,32 @@ class Ranks:
 
 
 def sharded(
-    config: Mapping[str, Any], attention: str, adapter: Lora | None, device: torch.device, mesh: DeviceMesh
+    config: Mapping[str, Any],
+    attention: str,
+    adapter: Lora | None,
+    weights: torch.dtype,
+    device: torch.device,
+    mesh: DeviceMesh,
 ) -> TokenScores:
-    """The model that `config` (transformers', as JSON) describes, on `device`, this rank's; what is in it is chance."""
+    """The model that `config` (transformers', as JSON) describes, on `device`, this rank's; what is in it is chance.
+
+    `weights`: that it computes in. What is trained is kept in float32 all the same, and so is its gradient; what is put
+    together in a step, and what is frozen, is not.
+    """
     with torch.device("meta"):
         described = AutoConfig.for_model(**config)
         model = AutoModelForCausalLM.from_config(described, dtype=torch.float32, attn_implementation=attention)
         model.tie_weights()
         if adapter is not None:
             lora.inject(model, adapter, "", "")
-    module = TokenScores(model)
+    cast(model, weights, lambda parameter: not parameter.requires_grad)
+    module = TokenScores(model, weights)
+    policy = MixedPrecisionPolicy(param_dtype=weights, reduce_dtype=torch.float32, cast_forward_inputs=False)
     layers = [each for each in model.modules() if type(each).__name__ in (model._no_split_modules or ())]
     for each in (*layers, module):
         # The outermost one's weights (embeddings, head) go as well when they have been used: a probe has no backward
         # pass after which they would.
-        shard = fully_shard(each, mesh=mesh, reshard_after_forward=True)
+        shard = fully_shard(each, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
         shard.set_force_sum_reduction_for_comms(True)
         shard.set_gradient_divide_factor(1.0)  # losses are divided by the whole batch's counts: gradients add up
     module.to_empty(device=device)

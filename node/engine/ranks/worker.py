@@ -7,8 +7,8 @@
     > {"op": "restore", "layout"}      the optimiser's state back
     > {"op": "probe", "ids"}
 
-Each answer is a JSON object. {"error"} is the last one: a rank that failed leaves the others in the middle of
-something. It ends at the end of its standard input, and dies with the thread of the node that started it.
+Each answer is a JSON object. {"error", "out_of_memory"} is the last one: a rank that failed leaves the others in the
+middle of something. It ends at the end of its standard input, and dies with the thread of the node that started it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from transformers.utils.logging import disable_progress_bar
 
 from node.config import Lora
+from node.engine.budget import out_of_memory
 from node.engine.optimizer_state import optimizer_tensors, restore_optimizer
 from node.engine.policy import torch_dtype
 from node.engine.ranks.messages import Message, read
@@ -59,8 +60,9 @@ class Rank:
         mesh = init_device_mesh(device.type, (settings["world"],))
         adapter = Lora.model_validate(settings["adapter"]) if settings["adapter"] else None
         self._first = settings["rank"] == 0
-        self._module = sharded(settings["config"], settings["attention"], adapter, device, mesh)
         self._rules = rules_of(settings["rules"])
+        weights = torch_dtype(self._rules.learner.weights)
+        self._module = sharded(settings["config"], settings["attention"], adapter, weights, device, mesh)
         self._updates: Updates | None = None
         self._given: SharedTensors | None = None  # until the node has mapped it
         self._operations: Mapping[str, Callable[[Message], dict[str, Any]]] = {
@@ -151,7 +153,8 @@ def main() -> None:
             else:
                 head = rank.answer(message)
         except Exception as error:  # noqa: BLE001 - whatever it is, the node is told
-            _write(replies, {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"})
+            said = f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
+            _write(replies, {"error": said, "out_of_memory": out_of_memory(error)})
             return
         _write(replies, head)
     if rank is not None:

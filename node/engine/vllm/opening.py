@@ -6,6 +6,7 @@ import copy
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,10 @@ import torch
 from transformers import PreTrainedModel
 
 from node.config import NodeConfig, VllmEngine
-from node.engine import nf4
-from node.engine.available import engines
 from node.engine.base import Weights
+from node.engine.memory import Machine, cuda_device, machine, vllm_devices
 from node.engine.policy import Policy, resolve_model
-from node.engine.room import Plan, cuda_device, engine_devices, machine, plan
-from node.engine.size import ModelSize
+from node.engine.room import Plan, plan
 from node.engine.vllm.environment import engine_environment
 from node.engine.vllm.generator import VllmGenerator
 from node.engine.vllm.handoff import Adapters, AllWeights, HandOff
@@ -48,14 +47,14 @@ def vllm_generator(
 ) -> VllmGenerator:
     """Not started yet; see `node.engine.opening`. Raises EngineError when it does not fit into memory."""
     learner = policy.devices
-    devices = engine_devices(engine, learner) if engines()["vllm"].build == "CUDA" else ()
+    devices = vllm_devices(engine, learner)
     shared = plan(
-        size=_size(policy),
+        size=policy.size,
         dtype=config.policy.dtype,
         max_length=max_length,
         learner=config.learner,
         engine=engine,
-        machine=machine(devices, learner),
+        machine=_before(weights, machine(devices, learner)),
     )
     log.info("vLLM: %s", shared)
     times = times or TimeAccount(GENERATORS)
@@ -86,6 +85,14 @@ def vllm_generator(
         counters=counters,
         warn=warn,
     )
+
+
+def _before(weights: Weights, found: Machine) -> Machine:
+    """As it was before the learner made that copy of its weights, which a plan counts as still to come."""
+    taken = Counter[str]()
+    for tensor in weights.tensors.values():
+        taken[str(cuda_device(tensor.device)) if tensor.is_cuda else "RAM"] += tensor.nbytes
+    return replace(found, devices=tuple(replace(each, free=each.free + taken[each.name]) for each in found.devices))
 
 
 def _spec(
@@ -161,11 +168,6 @@ def _transport(engine: VllmEngine, devices: tuple[int, ...], learner: Sequence[t
         if engine.transfer == "cuda_ipc" or (engine.transfer == "auto" and same)
         else MemoryTransport()
     )
-
-
-def _size(policy: Policy) -> ModelSize:
-    trained = sum(parameter.numel() for parameter in policy.model.parameters() if parameter.requires_grad)
-    return ModelSize.of(policy.model.config, policy.parameters, trained, nf4.weights_in(policy.model))
 
 
 def _seed(seed: int, version: int, number: int) -> int:
