@@ -24,7 +24,7 @@ from node.config import Lora, NoAdapter, PolicyConfig, TransformersEngine
 from node.engine import nf4
 from node.engine.base import Weights
 from node.engine.flops import useful_flops
-from node.engine.policy import Policy, load_plain, load_policy
+from node.engine.policy import Policy, describe, load_plain, load_policy
 from node.engine.transformers import TransformersGenerator
 from node.rl.batch import pack
 from swarm.errors import PolicyError
@@ -166,6 +166,8 @@ def test_linear_layers_are_in_nf4_and_nothing_else(base: Path) -> None:
     assert all(torch.equal(p, plain.model.get_parameter(name)) for name, p in policy.model.named_parameters())
     assert {p.dtype for p in policy.model.parameters()} == {torch.float32}
     assert policy.size.parameters == plain.size.parameters == plain.model.num_parameters()
+    assert describe(PolicyConfig(model=str(base), adapter=NF4)) == policy.size
+    assert policy.size.quantised == 4 * 32 * 32 + 3 * 32 * 64
     assert nf4.weights_in(policy.model) == 4 * 32 * 32 + 3 * 32 * 64
     assert nf4.weights_in(plain.model) == 0
     batch = pack([make_row([1, 2, 3], [4, 5])], 100)
