@@ -20,7 +20,8 @@ DEFAULT = NodeConfig(tasks=(ArithmeticTasks(),))
 
 DESCRIPTION = """\
 Tests versions, hardware, whether the model fits into memory, disk, ports, clock, seed peers,
-and whether others can reach this machine; a line each, and a sentence of what to do about what is not well. Changes nothing.
+and whether others can reach this machine; a line each, and a sentence of what to do about what
+is not well. Changes nothing.
 """
 EPILOG = """\
 examples:
