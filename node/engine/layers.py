@@ -6,12 +6,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from swarm.errors import PolicyError
+
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 def layers_of(model: PreTrainedModel) -> list[GradientCheckpointingLayer]:
@@ -20,8 +23,8 @@ def layers_of(model: PreTrainedModel) -> list[GradientCheckpointingLayer]:
 
 
 def cast(
-    model: PreTrainedModel, dtype: torch.dtype, which: Callable[[torch.nn.Parameter], bool] = lambda parameter: True
-) -> PreTrainedModel:
+    model: Module, dtype: torch.dtype, which: Callable[[torch.nn.Parameter], bool] = lambda parameter: True
+) -> Module:
     """`model` itself, with those parameters in `dtype`. Buffers stay as they were made: the frequencies of rotary
     positions, rounded to bfloat16, would be wrong by a radian after a thousand tokens."""
     for parameter in model.parameters():

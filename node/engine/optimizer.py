@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import torch
-from transformers import PreTrainedModel
 
 from node.algorithms import LearnerConfig
 from node.engine.eight_bit import adamw_8bit
@@ -44,7 +43,7 @@ class Masters:
 
 
 def masters_of(
-    model: PreTrainedModel, trained: Mapping[str, torch.nn.Parameter], learner: LearnerConfig
+    model: torch.nn.Module, trained: Mapping[str, torch.nn.Parameter], learner: LearnerConfig
 ) -> Masters | None:
     """None where the optimiser works on the model's own weights. The model's are afterwards `learner.weights`."""
     if learner.weights == "float32" and not learner.offload_optimizer:
