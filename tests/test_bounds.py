@@ -60,7 +60,7 @@ BOUNDS = {
     "swarm/near_duplicates.py NearDuplicates._digests": "MAX_DIGESTS numbers",
     "swarm/near_duplicates.py NearDuplicates._sketches": "MAX_GROUPS of SKETCH numbers",
     "node/precedents.py Precedents._lengths": "RECENT numbers for each source of the swarm",
-    "node/rl/gate.py ForeignGate._recent": "foreign_gate.window numbers",
+    "node/rl/gate.py GateMemory._recent": "foreign_gate.window numbers",
     "node/rl/gate.py ForeignGate._own": "a number for each rollout of a step",
     "node/rl/gate.py ForeignGate._peers": "a number for each rollout of a step",
     "node/rl/gate.py ForeignGate._bits_per_byte": "a number for each rollout of a step",
