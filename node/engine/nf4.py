@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -123,7 +123,7 @@ def _put_together(codes: torch.Tensor, scales: Any, shape: torch.Size) -> torch.
     return _library().dequantize_4bit(codes, scales).reshape(shape)
 
 
-@cache
+@lru_cache(maxsize=1)
 def _library() -> Any:
     """bitsandbytes' functions. Raises ImportError where it is not installed."""
     if sys.modules.get("bitsandbytes", ...) is None:  # kept from peft (node/engine/__init__.py)
