@@ -13,8 +13,9 @@ import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from node.engine.base import Completion, Generator, TextCodec
+from node.engine.base import Completion, Generator
 from node.estimators import clustered_wilson, majority_at_k, pass_at_k, stratified_mean
+from node.text_codec import TextCodec
 from swarm.errors import TaskError, TaskTimeout
 from swarm.tasks.base import HELD_OUT_IN, Judge, SourceInfo, held_out
 from swarm.tasks.scoring import final_answer

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 
 from node.config import EvalConfig
-from node.engine.base import Generator, TextCodec
+from node.engine.base import Generator
 from node.evaluate import evaluate, held_out_from
 from node.learning import Learning
 from node.ledger import Ledger
 from node.logs import ids
+from node.text_codec import TextCodec
 from swarm.errors import TaskError
 from swarm.tasks.base import Judge
 from swarm.types import SamplingParams, Task, family_of

@@ -12,12 +12,13 @@ import numpy as np
 
 from node.algorithms import Truncated
 from node.config import SamplerConfig
-from node.engine.base import Completion, Generator, TextCodec
+from node.engine.base import Completion, Generator
 from node.experience import Experience, Judged, rewards_of
 from node.holds import Holds
 from node.ledger import Ledger
 from node.rl.sampler import TaskSampler
 from node.rl.tracker import ValueTracker
+from node.text_codec import TextCodec
 from node.time_account import PAUSED, SAMPLING, SCORING, TASKS, Times
 from swarm.errors import TaskError
 from swarm.membership import Membership

@@ -14,7 +14,7 @@ import torch
 
 from node.config import NodeConfig, TransformersEngine, VllmEngine
 from node.engine.available import engines
-from node.engine.base import Generator, TextCodec, Weights
+from node.engine.base import Generator, Weights
 from node.engine.choice import choose_engine
 from node.engine.forecast import forecast, memories
 from node.engine.parity import TEXT, probe_ids
@@ -24,6 +24,7 @@ from node.engine.size import ModelSize
 from node.engine.transformers import TransformersGenerator
 from node.engine.vllm.environment import set_defaults
 from node.supervision import Part
+from node.text_codec import TextCodec
 from node.time_account import TimeAccount
 from swarm.errors import EngineError
 from swarm.types import FinishReason

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from node.engine.base import TextCodec
+from node.text_codec import TextCodec
 from swarm.types import end_of_stop
 
 

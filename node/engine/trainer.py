@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from node.algorithms import AdvantageConfig, GuidanceConfig
-from node.engine.base import StepReport, TextCodec, Weights
+from node.engine.base import StepReport, Weights
 from node.engine.optimizer_state import optimizer_tensors, restore_optimizer
 from node.engine.thread import WorkThread
 from node.engine.updates import Rules, Share, Updated, Updates
@@ -21,6 +21,7 @@ from node.experience import Experience
 from node.rl.gate import GateMemory
 from node.rl.lessons import Lesson
 from node.rl.samples import RowPlan, build_rows
+from node.text_codec import TextCodec
 from swarm.types import PeerId, PolicyVersion
 
 T = TypeVar("T")

@@ -18,11 +18,12 @@ import torch
 from transformers import PreTrainedModel
 
 from node.config import TransformersEngine
-from node.engine.base import FAILED, Completion, TextCodec, Weights
+from node.engine.base import FAILED, Completion, Weights
 from node.engine.sampling import SampledRow, sample
 from node.engine.stop import end_at_stop
 from node.engine.thread import WorkThread
 from node.supervision import Part, unsupervised
+from node.text_codec import TextCodec
 from swarm.types import FinishReason, PolicyVersion, SamplingParams, VersionSpan
 
 #: Requests that may wait; who comes later waits for a place.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,10 +22,8 @@ from node.rl.advantage import ADVANTAGES, Outcomes
 from node.rl.foreign import FOREIGN
 from node.rl.guidance import guidance_metrics, token_guidance
 from node.rl.objective import Denominators
+from node.text_codec import TextCodec
 from swarm.types import FinishReason, PeerId, PolicyVersion, Role, Rollout, SampledTokens
-
-if TYPE_CHECKING:
-    from node.engine.base import TextCodec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

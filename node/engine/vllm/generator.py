@@ -15,11 +15,12 @@ from types import TracebackType
 import numpy as np
 
 from node.config import VllmEngine
-from node.engine.base import FAILED, Completion, TextCodec, Weights
+from node.engine.base import FAILED, Completion, Weights
 from node.engine.stop import end_at_stop
 from node.engine.vllm.handoff import Lease
 from node.engine.vllm.keeper import EngineKeeper
 from node.engine.vllm.process import ABORTED, EngineLost, RequestFailed, Sampled
+from node.text_codec import TextCodec
 from swarm.types import FinishReason, PolicyVersion, SamplingParams, VersionSpan
 
 #: Groups wait for their slowest members, whose neighbours' slots must not stay empty meanwhile.
