@@ -111,7 +111,13 @@ async def test_a_cancelled_batch_leaves_no_child_and_no_lock(store: ResultStore)
 def test_ctrl_c_stops_the_children_and_keeps_what_is_finished(store: ResultStore) -> None:
     command = [sys.executable, "-m", "node.cli", "bench", "learn", FAKE, "--seeds", "1", "--processes", "2"]
     command += ["--arms", "[np][el][va][ei][rn]*", "--results", str(store.root)]  # plain, never/ends
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipe = subprocess.PIPE
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs us in the background may ignore it
+    try:
+        started = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with started as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("1/2 fake/plain seed 1 ")
         children = psutil.Process(process.pid).children(recursive=True)

@@ -220,8 +220,8 @@ def test_an_arm_of_the_experiment_runs(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_arms_without_scoring_have_the_settings_that_they_always_had():
-    plain, scored = (EXPERIMENT.arm(f"tokenizers:8+8{how}").settings for how in ("", ":scored"))
-    liars = EXPERIMENT.arm("tokenizers:8+8:liars").settings
+    plain, scored = (EXPERIMENT.arm(f"skills:8+8{how}").settings for how in ("", ":scored"))
+    liars = EXPERIMENT.arm("skills:8+8:liars").settings
     assert "scoring" not in plain
     assert "guidance" not in plain["tables"]  # pyright: ignore[reportOperatorIssue]
     assert scored["scoring"] == {"latency_s": 1.0, "liars": 0}
