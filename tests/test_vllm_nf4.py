@@ -10,7 +10,7 @@ from tests.policies import needs_bitsandbytes, save_tiny_policy
 from tests.vllm_rig import EXACT, MARKS, PROMPT, rig, spec_of
 
 from node.engine.vllm.handoff import Adapters  # isort: skip  # the rig skips where there is no vLLM
-from node.engine.vllm.opening import _model_of, _size  # isort: skip
+from node.engine.vllm.opening import _model_of  # isort: skip
 
 pytestmark = MARKS
 
@@ -21,7 +21,7 @@ async def test_every_version_is_sampled_with_exactly(tmp_path: Path) -> None:
     policy = load_policy(PolicyConfig(model=str(directory), device="cpu", adapter=Lora(rank=4, base="nf4")))
     full = load_policy(PolicyConfig(model=str(directory), device="cpu", adapter=Lora(rank=4)))
     assert policy.adapter is not None
-    size, as_full = _size(policy), _size(full)
+    size, as_full = policy.size, full.size
     assert (size.parameters, size.trainable) == (as_full.parameters, as_full.trainable)
     assert (size.quantised, as_full.quantised) == (4 * 32 * 64 + 3 * 32 * 64, 0)
 
