@@ -9,7 +9,7 @@ import pytest
 
 from node.config import NodeConfig
 from node.operated import RunningNode
-from tests.policies import needs_bitsandbytes, save_tiny_policy
+from tests.policies import save_tiny_policy
 from tests.test_node import config_of, running, until
 from tests.vllm_rig import MARKS, engine_processes, none_alive
 
@@ -57,9 +57,8 @@ async def test_a_node_learns_with_it_and_goes_on_when_it_dies(tmp_path: Path) ->
     assert none_alive(processes)
 
 
-@pytest.mark.parametrize("base", ["full", pytest.param("nf4", marks=needs_bitsandbytes)])
-async def test_a_node_with_an_adapter_resumes_with_it(tmp_path: Path, base: str) -> None:
-    config = vllm_node(tmp_path, adapter={"type": "lora", "rank": 4, "base": base})
+async def test_a_node_with_an_adapter_resumes_with_it(tmp_path: Path) -> None:
+    config = vllm_node(tmp_path, adapter={"type": "lora", "rank": 4})
     async with running(config) as node:
         await steps(node, 4)
         assert node.status().counters["weight_updates"] >= 2
