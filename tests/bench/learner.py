@@ -116,13 +116,18 @@ def wanted(options: argparse.Namespace, python: Path | None) -> list[tuple[str, 
     ours, theirs = (sys.executable, "-m", "tests.bench.learner_own"), (str(python), "-P", "tests/bench/learner_trl.py")
     group, gpu = options.group, options.device != "cpu"
     base = {"lr": 1e-6}
-    small = {"tokens_per_micro_batch": options.prompt + int(options.response.split("-")[1])}
+    longest = int(options.response.split("-")[1])
+    small, medium = ({"tokens_per_micro_batch": options.prompt + n * longest} for n in (1, 2))
+    lean = {"recompute_activations": True, "compile": True}
     ways: list[tuple[str, Sequence[str], dict[str, Any]]] = [
         ("ours", ours, {"learner": base}),
         ("ours, compiled", ours, {"learner": base | {"compile": True}}),
         ("ours, small passes", ours, {"learner": base | small}),
         ("ours, recomputing", ours, {"learner": base | {"recompute_activations": True}}),
         ("ours, small, recomputing", ours, {"learner": base | small | {"recompute_activations": True}}),
+        ("ours, recomputing, compiled", ours, {"learner": base | lean}),
+        ("ours, medium, the same", ours, {"learner": base | medium | lean}),
+        ("ours, small, the same", ours, {"learner": base | small | lean}),
     ]
     if python is not None:
         for name, rows, recompute, compiled in (
