@@ -41,7 +41,7 @@ from swarm.wire.identity import Identity
 from tests.adversaries.made import made
 from tests.builders import MANIFEST, MEMBERSHIP, EchoJudge, announcement, task
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 HEARTBEAT_S = 1.0
 LISTEN = ("/ip4/127.0.0.1/tcp/0",)
 LIMITS = Limits()
