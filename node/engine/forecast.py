@@ -17,19 +17,18 @@ from node.config import NodeConfig, TransformersEngine, VllmEngine
 from node.engine.memory import Device, Machine, machine, vllm_devices
 from node.engine.room import Demand, EngineShare, advice, demand_of, does_not_fit
 from node.engine.size import (
-    DTYPE_BYTES,
+    NOTHING,
     LearnerBytes,
     ModelSize,
     PolicyBytes,
     batch_bytes,
+    held_bytes,
     learner_bytes,
     policy_bytes,
     ram_bytes,
 )
 
 Engine = TransformersEngine | VllmEngine
-
-NOTHING = LearnerBytes(standing=0, passing=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +96,7 @@ class _Forecast:
             share = EngineShare.of(size, dtype, max_length, learner, engine, where.engine, unloaded)
         else:
             batch = batch_bytes(size, dtype, max_length, config.sampler.max_new_tokens, engine.batch_size)
-            sampler = (("engine's copy", DTYPE_BYTES[dtype] * size.parameters), ("its batch at least", batch))
+            sampler = (("engine's copy", held_bytes(size, dtype)), ("its batch at least", batch))
         return cls(
             where=where,
             policy=policy,

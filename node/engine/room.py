@@ -16,7 +16,17 @@ from typing import Literal
 from node.algorithms import LearnerConfig
 from node.config import TransformersEngine, VllmEngine
 from node.engine.memory import Device, Machine
-from node.engine.size import DTYPE_BYTES, GIB, Dtype, LearnerBytes, ModelSize, kv_bytes, learner_bytes, ram_bytes
+from node.engine.size import (
+    DTYPE_BYTES,
+    GIB,
+    NOTHING,
+    Dtype,
+    LearnerBytes,
+    ModelSize,
+    kv_bytes,
+    learner_bytes,
+    ram_bytes,
+)
 from swarm.errors import EngineError
 
 #: Of free memory, what is planned with; the rest is for fragmentation.
@@ -212,7 +222,7 @@ class EngineShare:
         """Of all that is to be on one of the engine's devices."""
         engine = [("engine", OWN_BYTES), ("its weights", self.weights), ("its KV cache at least", kv_cache)]
         if not self._shared(device):
-            return demand_of(device, engine, LearnerBytes(standing=0, passing=0))
+            return demand_of(device, engine, NOTHING)
         parts = [("policy", self.policy), *engine]
         made = demand_of(device, parts, self.learner)
         if not self._sleeps:

@@ -80,6 +80,9 @@ class LearnerBytes:
         return self.standing + self.passing
 
 
+NOTHING = LearnerBytes(standing=0, passing=0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyBytes:
     """The policy's weights as a learner has them, with the float32 ones that its optimiser works on where those are
@@ -99,7 +102,7 @@ def policy_bytes(size: ModelSize, learner: LearnerConfig, on_cpu: bool) -> Polic
     """`on_cpu`: the learner is. Everything is loaded in float32, into RAM. A learner on several devices leaves it
     there, and hands a copy to its ranks through shared memory (node/engine/ranks/several.py)."""
     ranks, whole = learner.num_devices, 4 * size.parameters
-    float32, held = _held(size, "float32"), _held(size, learner.weights)
+    float32, held = held_bytes(size, "float32"), held_bytes(size, learner.weights)
     others = learner.weights != "float32" or learner.offload_optimizer
     masters = 4 * size.trainable if others else 0
     offloaded = masters if learner.offload_optimizer and not on_cpu else 0
@@ -113,7 +116,7 @@ def policy_bytes(size: ModelSize, learner: LearnerConfig, on_cpu: bool) -> Polic
     return PolicyBytes(loading=loading, ram=kept + offloaded, converting=converting, device=-(-used // ranks))
 
 
-def _held(size: ModelSize, dtype: Dtype) -> int:
+def held_bytes(size: ModelSize, dtype: Dtype) -> int:
     """Of the weights: those in NF4, and the others in `dtype`."""
     return math.ceil(NF4_BYTES * size.quantised) + DTYPE_BYTES[dtype] * (size.parameters - size.quantised)
 
