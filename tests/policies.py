@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
 from importlib.metadata import distributions
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,18 @@ needs_bitsandbytes = pytest.mark.skipif(
     not list(distributions(name="bitsandbytes")),
     reason="bitsandbytes is not installed: pip install -e '.[bitsandbytes]'",
 )
+
+
+def hide(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    """As if it were not installed."""
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any, **others: Any) -> Any:
+        if name.startswith(package):
+            raise ImportError(name)
+        return real(name, *rest, **others)
+
+    monkeypatch.setattr(builtins, "__import__", without)
 
 
 def save_tiny_policy(

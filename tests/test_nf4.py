@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import copy
 import json
 import subprocess
@@ -29,7 +28,7 @@ from node.engine.transformers import TransformersGenerator
 from node.rl.batch import pack
 from swarm.errors import PolicyError
 from swarm.types import PolicyVersion, SamplingParams
-from tests.policies import needs_bitsandbytes, save_tiny_policy
+from tests.policies import hide, needs_bitsandbytes, save_tiny_policy
 from tests.test_batch import make_row
 from tests.test_trainer import experience, trainer_of
 
@@ -375,14 +374,7 @@ def test_a_learner_on_several_devices_is_refused_before_anything_is_loaded(monke
 
 
 def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any, **others: Any) -> Any:
-        if name.startswith("bitsandbytes"):
-            raise ImportError(name)
-        return real(name, *rest, **others)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    hide(monkeypatch, "bitsandbytes")
     monkeypatch.setattr(nf4, "_library", nf4._library.__wrapped__)  # not remembered from another test
     with pytest.raises(PolicyError, match=r'^policy\.adapter\.base = "nf4" needs bitsandbytes.*\[bitsandbytes\]'):
         load(Path("nowhere"))

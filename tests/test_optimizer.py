@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import builtins
 from collections.abc import Mapping
-from typing import Any
 
 import pytest
 import torch
@@ -13,6 +11,7 @@ from node.algorithms import LearnerConfig
 from node.engine.optimizer import make_optimizer, masters_of, set_learning_rate
 from node.engine.optimizer_state import optimizer_tensors, restore_optimizer
 from swarm.errors import PolicyError
+from tests.policies import hide
 
 
 class Small(torch.nn.Module):
@@ -111,13 +110,6 @@ def test_moments_of_a_byte() -> None:
 
 
 def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any, **others: Any) -> Any:
-        if name.startswith("torchao"):
-            raise ImportError(name)
-        return real(name, *rest, **others)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    hide(monkeypatch, "torchao")
     with pytest.raises(PolicyError, match=r'learner\.optimizer = "adamw_8bit" needs torchao'):
         make_optimizer(Small().parameters(), LearnerConfig(optimizer="adamw_8bit"))
