@@ -181,8 +181,8 @@ class RecOneside(Table):
     """REC-OneSide-NoIS around our own snapshot, attenuated by how likely the text is to us."""
     low: Fraction = 0.2
     high: PositiveFloat = 0.28
-    floor: Fraction = 0.8
-    """Rollouts whose byte-normalised likelihood ratio s is below are not used."""
+    floor: Fraction = 0.5
+    """Rollouts whose byte-normalised likelihood ratio s is below are not used (docs/experiments/cross-tokenizer.md)."""
     negative_floor: Fraction = 0.9
     """The same for rollouts with a negative advantage."""
     bytes_per_token: PositiveFloat = 4.0

@@ -40,7 +40,7 @@ from node.metrics import MetricsLog
 from node.operated import RunningNode
 from node.pool import RolloutPool
 from node.precedents import Precedents
-from node.progress import SAMPLING_RNG, Progress
+from node.progress import Progress, moments_of
 from node.resources import Resources
 from node.rl.demand import announced_values
 from node.rpc import RpcServer
@@ -210,9 +210,7 @@ async def _open_mind(
     )
     generator = await opened(engine, "the engine")
     if checkpoint:  # after the engine has found out how much memory the learner leaves: it counts this as still to come
-        tensors = checkpoint.tensors()
-        del tensors[SAMPLING_RNG]
-        await trainer.restore(tensors)
+        await trainer.restore(moments_of(checkpoint))
     running = Holds()
     metrics_log = MetricsLog(data.metrics, warn=ledger.warn)
     precedents = Precedents(config.pool)

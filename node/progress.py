@@ -114,3 +114,8 @@ class Progress:
             warning = f"policy.model = {configured!r} is not used: data_dir has a checkpoint of {self.base!r}"
             log.warning(warning)
             self.ledger.warn(warning)
+
+
+def moments_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """The optimiser's, of the tensors that are in a checkpoint."""
+    return {name: tensor for name, tensor in checkpoint.tensors().items() if name != SAMPLING_RNG}

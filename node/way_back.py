@@ -14,7 +14,7 @@ from pathlib import Path
 from node.checkpoint import Checkpoint, CheckpointStore
 from node.engine.policy import Policy
 from node.engine.trainer import PolicyTrainer
-from node.progress import SAMPLING_RNG, Progress
+from node.progress import Progress, moments_of
 
 #: Reads the policy in a checkpoint's model directory, on the CPU; of None, the one that training started from.
 Reload = Callable[[Path | None], Policy]
@@ -27,8 +27,7 @@ async def go_back(
     to. Raises PolicyError, CheckpointError."""
     checkpoint = await asyncio.to_thread(_find, store, to)
     policy = await asyncio.to_thread(reload, checkpoint.model_dir if checkpoint else None)
-    moments = await asyncio.to_thread(checkpoint.tensors) if checkpoint else {}
-    moments.pop(SAMPLING_RNG, None)
+    moments = await asyncio.to_thread(moments_of, checkpoint) if checkpoint else {}
     await trainer.replace({name: p.detach() for name, p in policy.model.named_parameters()}, moments)
     progress.go_back(checkpoint.state if checkpoint else {}, trainer.version)
     return checkpoint.step if checkpoint else None

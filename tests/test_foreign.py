@@ -190,7 +190,7 @@ def test_a_chunk_aligned_receiver_wants_and_values_what_the_receiver_does():
 
 def test_rec_attenuates_by_likelihood_and_never_weighs_up():
     _, gradient, kept = loss_and_gradient(
-        RecOneside(), [1, 1, 1, 1, -1, -1], ratio=[1] * 6, s=[7.0, 1.0, 0.9, 0.79, 0.95, 0.85]
+        RecOneside(), [1, 1, 1, 1, -1, -1], ratio=[1] * 6, s=[7.0, 1.0, 0.9, 0.49, 0.95, 0.85]
     )
     assert gradient == pytest.approx([-0.1, -0.1, -0.081, 0, 0.09025, 0])
     assert kept == [True, True, True, False, True, False]

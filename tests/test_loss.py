@@ -162,7 +162,7 @@ def test_a_peers_rollout_is_gated_by_its_byte_normalised_ratio():
     gradient, metrics = one_row(row, [-1.0, -0.2], RecOneside())
     assert metrics["foreign_ratio"] == pytest.approx(math.exp(-0.1))
     assert gradient.tolist() == pytest.approx([-math.exp(-0.2)] * 2)
-    gradient, metrics = one_row(row, [-2.0, -0.2], RecOneside())
+    gradient, metrics = one_row(row, [-2.6, -0.2], RecOneside())
     assert gradient.tolist() == [0.0, 0.0]
     assert metrics["foreign_masked_share"] == 1.0
 

@@ -26,7 +26,7 @@ from node.experience import Experience
 from node.holds import Holds
 from node.learning import POISONED, Learning
 from node.metrics import MetricsLog
-from node.progress import SAMPLING_RNG, Progress
+from node.progress import Progress, moments_of
 from node.rl.batch import MicroBatch
 from node.rl.loss import LossSums, micro_batch_loss
 from node.settings import task_specs
@@ -74,9 +74,7 @@ async def bench(policy: Path, directory: Path, /, **settings: object) -> AsyncIt
     async with AsyncExitStack() as stack:
         trainer = await stack.enter_async_context(trainer_of(config, loaded, None, progress.version, progress.gate))
         if checkpoint:
-            moments = checkpoint.tensors()
-            del moments[SAMPLING_RNG]
-            await trainer.restore(moments)
+            await trainer.restore(moments_of(checkpoint))
         learning = Learning(
             policy=loaded,
             trainer=trainer,

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from node.algorithms import ForeignConfig, ForeignGateConfig, LearnerConfig, ObjectiveConfig
 from node.engine.budget import TokenBudget, out_of_memory
 from node.engine.head import Head, Scores
+from node.engine.heap import give_back_large_blocks
 from node.engine.layers import Recomputed, compile_layers, deterministic
 from node.engine.logprobs import TokenScores
 from node.engine.optimizer import make_optimizer, masters_of, set_learning_rate
@@ -110,6 +111,8 @@ class Updates:
         self._halfway = False  # in an update that has begun to change the weights
         learner = rules.learner
         self._recomputed = Recomputed(model) if learner.recompute_activations else None
+        if learner.recompute_activations and model.device.type == "cpu":
+            give_back_large_blocks()  # who asks for it has more time than memory
         if learner.compile:
             compile_layers(model)
         _check_alone(learner, self._team)

@@ -28,6 +28,7 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from node.engine.flops import peak_flops
+from node.engine.heap import MAPPED_FROM
 from node.seed.tokenizer import make_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +40,8 @@ SHAPES = {
     "1.5b": (1536, 28, 8960, 12, 2, 128),
 }
 """Hidden size, layers, MLP width, heads, key and value heads, head width."""
+HEAP = {"MALLOC_MMAP_THRESHOLD_": str(MAPPED_FROM)}
+"""What node/engine/heap.py does for our recomputing learner, for a process that knows nothing of it."""
 
 
 @dataclass(eq=False)
@@ -116,8 +119,10 @@ def wanted(options: argparse.Namespace, python: Path | None) -> list[tuple[str, 
     ours, theirs = (sys.executable, "-m", "tests.bench.learner_own"), (str(python), "-P", "tests/bench/learner_trl.py")
     group, gpu = options.group, options.device != "cpu"
     base = {"lr": 1e-6}
-    longest = int(options.response.split("-")[1])
-    small, medium = ({"tokens_per_micro_batch": options.prompt + n * longest} for n in (1, 2))
+    least, longest = map(int, options.response.split("-"))
+    small = {"tokens_per_micro_batch": options.prompt + longest}
+    answers = group * (least + longest) // 2
+    halves = {"tokens_per_micro_batch": options.prompt + (answers + longest) // 2}
     lean = {"recompute_activations": True, "compile": True}
     ways: list[tuple[str, Sequence[str], dict[str, Any]]] = [
         ("ours", ours, {"learner": base}),
@@ -126,7 +131,7 @@ def wanted(options: argparse.Namespace, python: Path | None) -> list[tuple[str, 
         ("ours, recomputing", ours, {"learner": base | {"recompute_activations": True}}),
         ("ours, small, recomputing", ours, {"learner": base | small | {"recompute_activations": True}}),
         ("ours, recomputing, compiled", ours, {"learner": base | lean}),
-        ("ours, medium, the same", ours, {"learner": base | medium | lean}),
+        ("ours, two passes, the same", ours, {"learner": base | halves | lean}),
         ("ours, small, the same", ours, {"learner": base | small | lean}),
     ]
     if python is not None:
@@ -136,9 +141,10 @@ def wanted(options: argparse.Namespace, python: Path | None) -> list[tuple[str, 
             ("TRL, a row at a time", 1, False, False),
             ("TRL, recomputing (default)", group, True, False),
             ("TRL, a row, recomputing", 1, True, False),
+            ("TRL, a row, our heap", 1, False, False),
         ):
             changes = {"rows": rows, "recompute": recompute, "compile": compiled, "liger": gpu}
-            ways.append((name, theirs, changes))
+            ways.append((name, theirs, changes | ({"environment": HEAP} if name.endswith("our heap") else {})))
     return [way for way in ways if not options.way or way[0] in options.way]
 
 
@@ -146,6 +152,7 @@ def start(name: str, argv: Sequence[str], changes: dict[str, Any], spec: dict[st
     path = scratch / f"{name}.json"
     path.write_text(json.dumps(spec | changes))
     environment = os.environ | {"OMP_NUM_THREADS": str(spec["threads"]), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    environment |= changes.get("environment", {})
     process = subprocess.Popen(
         [*argv, str(path)],
         stdin=subprocess.PIPE,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from node.lab.adversary import BODIES, Attack
 from node.lab.experiment import Arm, Comparison, Experiment, Metric
 from node.lab.experiments.common import LEARNED, LEARNER, PASS, UNIFORM
+from node.lab.experiments.cross_tokenizer import RULES
 from node.lab.experiments.novelty import GATES
 from node.lab.experiments.sharing import SAPO, SHARED
 from node.lab.settings import Tables, arm
@@ -53,7 +54,7 @@ ARMS = [
         for gate in gates
     ),
     *(
-        _arm(f"50%:{body}:{forged}:sequence", attacks(body, 0.5, logprob), {"foreign": {"type": "rec_oneside"}})
+        _arm(f"50%:{body}:{forged}:sequence", attacks(body, 0.5, logprob), {"foreign": RULES["sequence-loose"]})
         for body in BODIES
         for forged, logprob in (("likely", LIKELY), ("unlikely", UNLIKELY))
     ),
