@@ -264,7 +264,12 @@ RESULTS = sorted((ROOT / "docs/experiments/results").rglob("*.json"))
 
 
 #: Experiment and arm, as their folders are called: whose nodes were to be ruined, and were.
-RUINED = {("hostile", "hostile"), ("poison", "30%25%3Apoisoned%3Aopen"), ("reuse", "DPPO-TV-x4")}
+RUINED = {
+    ("hostile", "hostile"),
+    ("poison", "30%25%3Apoisoned%3Aopen"),
+    ("reuse", "DPPO-TV-x4"),
+    ("reuse", "ReMix-x2"),
+}
 
 
 def test_no_experiment_would_have_been_stopped() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from node.lab.experiment import Comparison, Experiment, Metric
 from node.lab.experiments.common import COSTS, LEARNED, LEARNER, NODES, PASS, UNIFORM
+from node.lab.experiments.cross_tokenizer import RULES
 from node.lab.settings import Tables, arm
 
 #: What the other experiments chose.
@@ -38,6 +39,7 @@ CHANGES: dict[str, Tables] = {
     "one-candidate": {"sampler": {"candidates": 1}},
     "demand-0": {"foreign": {"demand": 0.0}},
     "peers-failures": {"foreign": {"negatives": 1.0}},
+    "peers-likelihood": {"foreign": RULES["sequence-loose"]},
     "any-share": {"pool": {"peer_share": 1.0}},
     "cut-off-scored": {"learner": {"truncated": "scored"}},
 }
