@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from node.datadir import sync
@@ -101,6 +101,11 @@ class Checkpoint:
     def tensors(self) -> dict[str, torch.Tensor]:
         """On the CPU, freshly read."""
         return load_file(self.path / TENSORS)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One of them, without the others."""
+        with safe_open(self.path / TENSORS, framework="pt") as file:
+            return file.get_tensor(name)
 
 
 class CheckpointStore:

@@ -59,7 +59,7 @@ class Progress:
         self.drawing_rng = random.Random(config.seed)
         """Of the pool."""
         if checkpoint:
-            self._restore(state, checkpoint.tensors()[SAMPLING_RNG])
+            self._restore(state, checkpoint.tensor(SAMPLING_RNG))
             self._check_base(config.policy.model)
 
     def hear(self, experience: Experience) -> None:
