@@ -276,7 +276,7 @@ class LearnerConfig(Table):
     """Logits are multiplied in float32 where policy.dtype is "bfloat16" (ScaleRL); the engine's are as they are."""
     recompute_activations: bool = False
     """Layers keep nothing for the backward pass but their input, and are computed again: a third more work, and a
-    fraction of the memory."""
+    fraction of the memory. On a CPU freed memory goes back to the system at once, too (node/engine/heap.py)."""
     weights: Literal["float32", "bfloat16"] = "float32"
     """What the model's weights are while it computes; with "bfloat16" the optimiser has float32 ones of its own."""
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"

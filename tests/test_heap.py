@@ -14,20 +14,17 @@ from tests.policies import save_tiny_policy
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps other blocks")
 
+ROOT = Path(__file__).parents[1]
 MIB = 2**20
 BLOCKS, BLOCK_MIB = 32, 3
 
 CHILD = f"""
-import re, sys
-from pathlib import Path
+import sys
 import torch
 from node.algorithms import LearnerConfig, NoGate, PpoClip, ReceiverBaseline
 from node.engine.updates import Rules, Updates
+from tests.bench.measuring import resident
 from transformers import AutoModelForCausalLM
-
-
-def resident():
-    return int(re.search(r"VmRSS:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) // 1024
 
 
 def block():
@@ -47,9 +44,9 @@ updates = Updates(AutoModelForCausalLM.from_pretrained(sys.argv[1]), rules)
 big = torch.ones(7 * {MIB})
 del big  # 28 MiB: from now on glibc would keep what is smaller
 blocks = [block() for _ in range({BLOCKS})]
-before = resident()
+before = resident("VmRSS")
 del blocks[::2]
-print(before - resident())
+print((before - resident("VmRSS")) // {MIB})
 """
 
 
@@ -61,7 +58,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def given_back_mib(policy: Path, how: str) -> int:
     """Of every other block of many."""
     command = [sys.executable, "-c", CHILD, str(policy), how]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout)
+    return int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, cwd=ROOT).stdout)
 
 
 def test_a_learner_that_recomputes_gives_freed_tensors_back(policy: Path) -> None:

@@ -135,16 +135,16 @@ def wanted(options: argparse.Namespace, python: Path | None) -> list[tuple[str, 
         ("ours, small, the same", ours, {"learner": base | small | lean}),
     ]
     if python is not None:
-        for name, rows, recompute, compiled in (
-            ("TRL", group, False, False),
-            ("TRL, compiled", group, False, True),
-            ("TRL, a row at a time", 1, False, False),
-            ("TRL, recomputing (default)", group, True, False),
-            ("TRL, a row, recomputing", 1, True, False),
-            ("TRL, a row, our heap", 1, False, False),
+        for name, rows, recompute, compiled, environment in (
+            ("TRL", group, False, False, {}),
+            ("TRL, compiled", group, False, True, {}),
+            ("TRL, a row at a time", 1, False, False, {}),
+            ("TRL, recomputing (default)", group, True, False, {}),
+            ("TRL, a row, recomputing", 1, True, False, {}),
+            ("TRL, a row, our heap", 1, False, False, HEAP),
         ):
             changes = {"rows": rows, "recompute": recompute, "compile": compiled, "liger": gpu}
-            ways.append((name, theirs, changes | ({"environment": HEAP} if name.endswith("our heap") else {})))
+            ways.append((name, theirs, changes | {"environment": environment}))
     return [way for way in ways if not options.way or way[0] in options.way]
 
 
