@@ -147,7 +147,11 @@ async def test_an_engine_that_fails_is_replaced_and_the_node_learns_on(
 ):
     monkeypatch.setattr(TransformersGenerator, "_sample", failing(TransformersGenerator._sample, 1, 3))
     async with running(config_of(policy, tmp_path / "node", supervision=QUICK)) as node:
-        await until(lambda: node.learning.steps >= 4, node)
+        await until(lambda: part_of(node, "engine").restarts == 2, node)
+        # it is up again with the first batch that it finishes, which the learner need not wait for
+        await until(lambda: part_of(node, "engine").state == "up", node)
+        seen = node.learning.steps
+        await until(lambda: node.learning.steps >= seen + 2, node)
         part = part_of(node, "engine")
         assert (part.state, part.restarts) == ("up", 2)
         assert node.status().counters["failed_rollouts"] >= 8, "a rollout that the engine failed on is data"
