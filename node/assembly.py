@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from node.appetite import Appetite
+from node.backlog import Outstanding
+from node.checkpoint import CheckpointStore
 from node.config import NodeConfig
 from node.engine.base import Generator
 from node.engine.policy import Policy, torch_dtype
@@ -19,6 +22,7 @@ from node.holds import Holds
 from node.intake import Intake
 from node.journal import GroupJournal
 from node.learning import Learning
+from node.metrics import MetricsLog
 from node.pool import RolloutPool
 from node.precedents import Precedents
 from node.producer import Author, Producer
@@ -26,6 +30,7 @@ from node.progress import Progress
 from node.rl.demand import announced_values
 from node.rl.gate import GateMemory
 from node.time_account import Times
+from node.way_back import Reload
 from swarm.manifest import Manifest
 from swarm.membership import Membership
 from swarm.net.standing import Standing
@@ -57,6 +62,52 @@ class Hands:
     author: Author
     producer: Producer
     intake: Intake
+
+
+def mind_of(
+    config: NodeConfig,
+    policy: Policy,
+    progress: Progress,
+    trainer: PolicyTrainer,
+    generator: Generator,
+    pool: RolloutPool,
+    *,
+    precedents: Precedents,
+    standing: Standing,
+    store: CheckpointStore,
+    metrics_log: MetricsLog,
+    outstanding: Outstanding,
+    reload: Reload | None = None,
+    times: Times | None = None,
+) -> Mind:
+    """`precedents`: the pool's. `outstanding`, `reload`: as in `Learning`."""
+    running, times = Holds(), times or Times()
+    learning = Learning(
+        policy=policy,
+        trainer=trainer,
+        progress=progress,
+        foreign=config.foreign,
+        store=store,
+        config=config.checkpoint,
+        running=running,
+        metrics_log=metrics_log,
+        credit=standing.credit,
+        appetite=Appetite(config.pool.foreign_groups),
+        outstanding=outstanding,
+        reload=reload,
+        times=times,
+    )
+    return Mind(
+        policy=policy,
+        progress=progress,
+        trainer=trainer,
+        generator=generator,
+        precedents=precedents,
+        pool=pool,
+        learning=learning,
+        running=running,
+        times=times,
+    )
 
 
 def trainer_of(

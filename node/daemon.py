@@ -18,8 +18,7 @@ from typing import TypeVar
 
 import uvloop
 
-from node.appetite import Appetite
-from node.assembly import Hands, Mind, hands_of, trainer_of
+from node.assembly import Hands, Mind, hands_of, mind_of, trainer_of
 from node.backlog import Backlog
 from node.checkpoint import CheckpointStore
 from node.clock import ClockWatch
@@ -34,7 +33,6 @@ from node.exit_codes import SOFTWARE
 from node.holds import Holds
 from node.joining import check_policy, joining
 from node.journal import Journal
-from node.learning import Learning
 from node.logs import ids
 from node.metrics import MetricsLog
 from node.operated import RunningNode
@@ -211,7 +209,6 @@ async def _open_mind(
     generator = await opened(engine, "the engine")
     if checkpoint:  # after the engine has found out how much memory the learner leaves: it counts this as still to come
         await trainer.restore(moments_of(checkpoint))
-    running = Holds()
     metrics_log = MetricsLog(data.metrics, warn=ledger.warn)
     precedents = Precedents(config.pool)
     pool = RolloutPool(config.pool, progress.drawing_rng, ledger.counters, standing, precedents, heard=progress.hear)
@@ -223,30 +220,19 @@ async def _open_mind(
         max_age_s=config.pool.foreign_max_age_s,
     )
     await backlog.restore(checkpoint.state if checkpoint else None)
-    learning = Learning(
-        policy=policy,
-        trainer=trainer,
-        progress=progress,
-        foreign=config.foreign,
-        store=store,
-        config=config.checkpoint,
-        running=running,
-        metrics_log=metrics_log,
-        credit=standing.credit,
-        appetite=Appetite(config.pool.foreign_groups),
-        reload=partial(load_policy, config.policy.model_copy(update={"device": "cpu"})),
-        times=times,
-        outstanding=backlog,
-    )
-    mind = Mind(
-        policy=policy,
-        progress=progress,
-        trainer=trainer,
-        generator=generator,
+    mind = mind_of(
+        config,
+        policy,
+        progress,
+        trainer,
+        generator,
+        pool,
         precedents=precedents,
-        pool=pool,
-        learning=learning,
-        running=running,
+        standing=standing,
+        store=store,
+        metrics_log=metrics_log,
+        outstanding=backlog,
+        reload=partial(load_policy, config.policy.model_copy(update={"device": "cpu"})),
         times=times,
     )
     return mind, backlog, parts, metrics_log

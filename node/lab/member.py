@@ -13,21 +13,18 @@ from pathlib import Path
 import numpy as np
 
 from node.algorithms import PeerGuidance
-from node.appetite import Appetite
-from node.assembly import Hands, Mind, hands_of, trainer_of
+from node.assembly import Hands, Mind, hands_of, mind_of, trainer_of
 from node.backlog import Nothing
 from node.checkpoint import CheckpointStore
-from node.config import NodeConfig, TransformersEngine
+from node.config import CheckpointConfig, NodeConfig, TransformersEngine
 from node.drawing import Drawing
 from node.engine.policy import Policy, load_policy
 from node.engine.transformers import TransformersGenerator
 from node.experience import Experience
-from node.holds import Holds
 from node.lab.exam import Exam, Marks
 from node.lab.journal import MemoryJournal
 from node.lab.pace import Pace, PacedGenerator
 from node.lab.scoring import Guide, Scorer, Scoring, honest, lying
-from node.learning import Learning
 from node.loops import gather, produce, share, train
 from node.metrics import MetricsLog
 from node.pool import RolloutPool
@@ -143,7 +140,8 @@ class SimulatedNode:
 
 async def open_member(member: Member, number: int, around: Surroundings, *, lies: bool) -> SimulatedNode:
     """`lies`: about what it thinks of others' rollouts, where it is asked."""
-    config = member.config.model_copy(update={"seed": _derived(around.seed, number)})
+    never = CheckpointConfig(every_steps=1_000_000)
+    config = member.config.model_copy(update={"seed": _derived(around.seed, number), "checkpoint": never})
     record = NodeRecord(name=config.name)
     standing = Standing(asyncio.get_running_loop().time)
     mind = await _mind(member, config, number, around, record, standing)
@@ -188,7 +186,6 @@ async def _mind(
         lag=member.lag,
         batch_groups=config.pool.own_groups,
     )
-    running = Holds()
     precedents = Precedents(config.pool)
     pool = _WatchedPool(
         config.pool, progress.drawing_rng, progress.ledger.counters, standing, precedents, heard=progress.hear
@@ -196,29 +193,18 @@ async def _mind(
     pool.predictions = record.predictions
     if isinstance(config.guidance, PeerGuidance):
         pool.guide = Guide(around.scorers, around.scoring.latency_s)
-    learning = Learning(
-        policy=policy,
-        trainer=trainer,
-        progress=progress,
-        foreign=config.foreign,
-        store=CheckpointStore(around.scratch / f"node-{number}", 1),
-        config=config.checkpoint.model_copy(update={"every_steps": 1_000_000}),
-        running=running,
-        metrics_log=MetricsLog(around.scratch / f"metrics-{number}.jsonl", max_waiting=1),
-        credit=standing.credit,
-        appetite=Appetite(config.pool.foreign_groups),
-        outstanding=Nothing(),
-    )
-    return Mind(
-        policy=policy,
-        progress=progress,
-        trainer=trainer,
-        generator=generator,
+    return mind_of(
+        config,
+        policy,
+        progress,
+        trainer,
+        generator,
+        pool,
         precedents=precedents,
-        pool=pool,
-        learning=learning,
-        running=running,
-        times=learning.times,
+        standing=standing,
+        store=CheckpointStore(around.scratch / f"node-{number}", 1),
+        metrics_log=MetricsLog(around.scratch / f"metrics-{number}.jsonl", max_waiting=1),
+        outstanding=Nothing(),
     )
 
 
