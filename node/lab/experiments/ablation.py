@@ -36,6 +36,7 @@ CHANGES: dict[str, Tables] = {
     "no-warmup": {"learner": {"warmup_steps": 0}},
     "no-clipping": {"learner": {"grad_clip": NEVER}},
     "uniform-tasks": {"sampler": UNIFORM},
+    "half-for-swarm": {"sampler": {"for_swarm": 0.5}},
     "one-candidate": {"sampler": {"candidates": 1}},
     "demand-0": {"foreign": {"demand": 0.0}},
     "peers-failures": {"foreign": {"negatives": 1.0}},
