@@ -263,16 +263,11 @@ def test_steps_without_own_rollouts_say_nothing() -> None:
 RESULTS = sorted((ROOT / "docs/experiments/results").rglob("*.json"))
 
 
-#: Experiment and arm, as their folders are called: whose nodes were to be ruined, and were.
-RUINED = {
-    ("hostile", "hostile"),
-    ("poison", "30%25%3Apoisoned%3Aopen"),
-    ("reuse", "DPPO-TV-x4"),
-    ("reuse", "ReMix-x2"),
-}
+RUINED = 0.75
+"""Of its start: a node that ends with less has forgotten, and should have been stopped."""
 
 
-def test_no_experiment_would_have_been_stopped() -> None:
+def test_no_experiment_that_kept_what_it_knew_would_have_been_stopped() -> None:
     """Their curves have the mean own reward of every ten steps: fed as those ten steps, without their noise, which only
     makes a fall harder to excuse. Their summaries have means over all of a run's steps."""
     config, largest = DivergenceConfig(), 0.0
@@ -280,12 +275,12 @@ def test_no_experiment_would_have_been_stopped() -> None:
     for path in RESULTS:
         experiment, arm = path.relative_to(ROOT / "docs/experiments/results").parts[:2]
         aged = experiment == "staleness" and not arm.endswith(",lag=0")  # until corrections fail
-        if aged or (experiment, arm) in RUINED:
-            continue
         result = json.loads(path.read_text())
+        summary = result["summary"]
+        if aged or summary["final"] < RUINED * summary["start"]:
+            continue
         measure = RewardFall(config.window, config.start)
         points = [reward for _, reward in result["curves"].get("reward", ())]
         largest = max([largest, *(measure.observe(r).get("reward_fall", 0.0) for r in points for _ in range(10))])
-        summary = result["summary"]
         assert (summary.get("log_rho_mean") or 0.0) < 0.5 * config.log_rho_mean, path
     assert largest < 0.75 * config.reward_fall
