@@ -24,7 +24,6 @@ from node.journal import GroupJournal
 from node.learning import Learning
 from node.metrics import MetricsLog
 from node.pool import RolloutPool
-from node.precedents import Precedents
 from node.producer import Author, Producer
 from node.progress import Progress
 from node.rl.demand import announced_values
@@ -47,12 +46,10 @@ class Mind:
     progress: Progress
     trainer: PolicyTrainer
     generator: Generator
-    precedents: Precedents
     pool: RolloutPool
     learning: Learning
     running: Holds
     """Held while the node is paused."""
-    times: Times
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -72,7 +69,6 @@ def mind_of(
     generator: Generator,
     pool: RolloutPool,
     *,
-    precedents: Precedents,
     standing: Standing,
     store: CheckpointStore,
     metrics_log: MetricsLog,
@@ -80,8 +76,8 @@ def mind_of(
     reload: Reload | None = None,
     times: Times | None = None,
 ) -> Mind:
-    """`precedents`: the pool's. `outstanding`, `reload`: as in `Learning`."""
-    running, times = Holds(), times or Times()
+    """`outstanding`, `reload`, `times`: as in `Learning`."""
+    running = Holds()
     learning = Learning(
         policy=policy,
         trainer=trainer,
@@ -102,11 +98,9 @@ def mind_of(
         progress=progress,
         trainer=trainer,
         generator=generator,
-        precedents=precedents,
         pool=pool,
         learning=learning,
         running=running,
-        times=times,
     )
 
 
@@ -183,7 +177,7 @@ def hands_of(
         version=lambda: trainer.version,
         running=mind.running,
         ledger=progress.ledger,
-        times=mind.times,
+        times=mind.learning.times,
     )
     intake = Intake(
         me=identity.peer_id,
@@ -196,7 +190,7 @@ def hands_of(
         tracker=progress.tracker,
         version=lambda: trainer.version,
         ledger=progress.ledger,
-        precedents=mind.precedents,
+        precedents=mind.pool.precedents,
         banned=standing.banned,
         wall_clock=wall_clock,
     )

@@ -210,8 +210,9 @@ async def _open_mind(
     if checkpoint:  # after the engine has found out how much memory the learner leaves: it counts this as still to come
         await trainer.restore(moments_of(checkpoint))
     metrics_log = MetricsLog(data.metrics, warn=ledger.warn)
-    precedents = Precedents(config.pool)
-    pool = RolloutPool(config.pool, progress.drawing_rng, ledger.counters, standing, precedents, heard=progress.hear)
+    pool = RolloutPool(
+        config.pool, progress.drawing_rng, ledger.counters, standing, Precedents(config.pool), heard=progress.hear
+    )
     backlog = Backlog(
         journal,
         pool,
@@ -227,7 +228,6 @@ async def _open_mind(
         trainer,
         generator,
         pool,
-        precedents=precedents,
         standing=standing,
         store=store,
         metrics_log=metrics_log,

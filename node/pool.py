@@ -61,7 +61,7 @@ class RolloutPool:
         """`precedents` and whoever `heard` are told of all that comes in."""
         self._config = config
         self._standing = standing
-        self._precedents = precedents
+        self.precedents = precedents
         self._heard = heard
         self._share = share_of(config)
         self._counters = counters
@@ -91,7 +91,7 @@ class RolloutPool:
     def restore(self, waiting: Sequence[Experience]) -> None:
         """Puts back what was `waiting`. They were heard of then."""
         for experience in waiting:
-            self._precedents.add(experience)
+            self.precedents.add(experience)
             if experience.own:
                 self._come += 1
                 self._own.append(experience)
@@ -101,7 +101,7 @@ class RolloutPool:
 
     async def put_own(self, experience: Experience) -> None:
         """It is there at once; returns when there is room for another one."""
-        self._precedents.add(experience)
+        self.precedents.add(experience)
         self._heard(experience)
         self._own.append(experience)
         self._come = number = self._come + 1
@@ -111,7 +111,7 @@ class RolloutPool:
 
     def put_foreign(self, experience: Experience) -> None:
         """Never waits; the fullest origin loses its oldest groups when there is no room."""
-        self._precedents.add(experience)
+        self.precedents.add(experience)
         self._heard(experience)
         while crowd := self._crowd(experience):
             self._drop_from(crowd)

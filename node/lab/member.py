@@ -16,7 +16,7 @@ from node.algorithms import PeerGuidance
 from node.assembly import Hands, Mind, hands_of, mind_of, trainer_of
 from node.backlog import Nothing
 from node.checkpoint import CheckpointStore
-from node.config import CheckpointConfig, NodeConfig, TransformersEngine
+from node.config import NodeConfig, TransformersEngine
 from node.drawing import Drawing
 from node.engine.policy import Policy, load_policy
 from node.engine.transformers import TransformersGenerator
@@ -140,7 +140,7 @@ class SimulatedNode:
 
 async def open_member(member: Member, number: int, around: Surroundings, *, lies: bool) -> SimulatedNode:
     """`lies`: about what it thinks of others' rollouts, where it is asked."""
-    never = CheckpointConfig(every_steps=1_000_000)
+    never = member.config.checkpoint.model_copy(update={"every_steps": 1_000_000})
     config = member.config.model_copy(update={"seed": _derived(around.seed, number), "checkpoint": never})
     record = NodeRecord(name=config.name)
     standing = Standing(asyncio.get_running_loop().time)
@@ -186,9 +186,13 @@ async def _mind(
         lag=member.lag,
         batch_groups=config.pool.own_groups,
     )
-    precedents = Precedents(config.pool)
     pool = _WatchedPool(
-        config.pool, progress.drawing_rng, progress.ledger.counters, standing, precedents, heard=progress.hear
+        config.pool,
+        progress.drawing_rng,
+        progress.ledger.counters,
+        standing,
+        Precedents(config.pool),
+        heard=progress.hear,
     )
     pool.predictions = record.predictions
     if isinstance(config.guidance, PeerGuidance):
@@ -200,7 +204,6 @@ async def _mind(
         trainer,
         generator,
         pool,
-        precedents=precedents,
         standing=standing,
         store=CheckpointStore(around.scratch / f"node-{number}", 1),
         metrics_log=MetricsLog(around.scratch / f"metrics-{number}.jsonl", max_waiting=1),
