@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -23,6 +24,8 @@ from swarm.types import FinishReason, SamplingParams, ScoreStatus, Task, TaskRef
 
 #: Tasks being answered at a time.
 CONCURRENCY = 64
+#: Tasks that are made for a look at them, in one turn of the judge: a node that is busy has other callers waiting.
+LOOKS_AT_ONCE = 32
 #: References looked at for each wanted task: 8 would do if no question came twice.
 LOOKS_PER_TASK = 8 * HELD_OUT_IN
 MIN_LOOKS = 1000
@@ -194,19 +197,17 @@ async def held_out_from(
     """
     found = dict[str, Task]()
     looked_at, last_error = 0, None
-    for ref in candidates(source, n, seed):
-        if len(found) == n:
-            break
-        try:
-            task = await judge.task(ref)
-        except TaskTimeout:
-            raise  # a search of such would take hours
-        except TaskError as error:
-            last_error = error
-            continue
-        looked_at += 1
-        if held_out(task.prompt) and task.prompt not in taken:
-            found.setdefault(task.prompt, task)
+    places = candidates(source, n, seed)
+    while len(found) < n and (refs := list(itertools.islice(places, LOOKS_AT_ONCE))):
+        for made in await judge.tasks(refs):
+            if isinstance(made, TaskTimeout):
+                raise made  # a search of such would take hours
+            if isinstance(made, TaskError):
+                last_error = made
+                continue
+            looked_at += 1
+            if len(found) < n and held_out(made.prompt) and made.prompt not in taken:
+                found.setdefault(made.prompt, made)
     if len(found) < n:
         raise TaskError(
             f"{source.name}: {n} held-out questions wanted, {len(found)} different ones found among {looked_at} tasks"

@@ -219,7 +219,7 @@ class Producer:
         while True:
             demand = self._sampler.demand(peers)
             refs = self._sampler.propose(self._version(), demand)
-            tasks = [task for ref in refs if (task := await self._make(ref))]
+            tasks = await self._make(refs)
             if tasks:
                 task = self._sampler.choose(tasks, self._version(), demand)
                 prompt = self._author.codec.prompt(task)
@@ -242,11 +242,9 @@ class Producer:
         whole = len(prompt) + self._author.sampling.max_new_tokens
         return len(prompt) <= self._config.max_prompt_tokens and whole <= self._generator.max_length
 
-    async def _make(self, ref: TaskRef) -> Task | None:
-        """None for a task of everybody's held-out set, and for one that its source cannot make."""
-        try:
-            task = await self._judge.task(ref)
-        except TaskError:
-            self._ledger.counters["failed_tasks"] += 1
-            return None
-        return None if held_out(task.prompt) else task
+    async def _make(self, refs: Sequence[TaskRef]) -> list[Task]:
+        """Without those of everybody's held-out set, and those that their source cannot make."""
+        made = await self._judge.tasks(refs)
+        tasks = [task for task in made if not isinstance(task, TaskError)]
+        self._ledger.counters["failed_tasks"] += len(made) - len(tasks)
+        return [task for task in tasks if not held_out(task.prompt)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from node.experience import Experience, Judged
-from swarm.errors import TaskError
+from swarm.errors import TaskError, TaskTimeout
 from swarm.manifest import AgreedSource, Manifest
 from swarm.membership import Membership
 from swarm.tasks.base import TaskSource, held_out
@@ -144,6 +144,17 @@ class EchoJudge:
         if ref.index >= self.size:
             raise TaskError(f"{ref.source} has no task {ref.index}")
         return task(ref)
+
+    async def tasks(self, refs: Sequence[TaskRef]) -> list[Task | TaskError]:
+        made: list[Task | TaskError] = []
+        for ref in refs:
+            try:
+                made.append(await self.task(ref))
+            except TaskTimeout as error:
+                return made + [error] * (len(refs) - len(made))
+            except TaskError as error:
+                made.append(error)
+        return made
 
     async def score(self, task: Task, responses: Sequence[str]) -> list[Score]:
         self.asked += 1

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -183,6 +184,35 @@ async def test_making_a_task_has_a_time_limit_too(impatient: ProcessJudge) -> No
     with pytest.raises(TaskTimeout, match=r"hostile/a: seed 0, index 100: took longer than 0\.3 s"):
         await impatient.task(at(HANGING))
     assert (await impatient.task(at(1))).prompt == "prompt 0 1"
+
+
+async def test_several_tasks_are_one_turn(judge: ProcessJudge) -> None:
+    task, ended = await judge.task(at(0)), list[str]()
+
+    async def several() -> list[Task | TaskError]:
+        made = await judge.tasks([at(0), at(1), replace(at(2), source="other"), at(3), at(1)])
+        ended.append("several")
+        return made
+
+    async def one() -> None:
+        await judge.score(task, ["right"])
+        ended.append("one")
+
+    made, *_ = await asyncio.gather(several(), one(), one())
+    assert made[0] is task
+    assert [m.prompt for m in made if isinstance(m, Task)] == ["prompt 0 0", "prompt 0 1", "prompt 0 3", "prompt 0 1"]
+    assert isinstance(made[2], TaskError)
+    assert "other" in str(made[2])
+    assert ended == ["several", "one", "one"]
+
+
+async def test_after_a_task_that_hangs_none_of_the_same_turn_is_tried(impatient: ProcessJudge) -> None:
+    before = impatient.pid
+    made = await impatient.tasks([at(1), at(HANGING), at(2)])
+    assert [type(m) for m in made] == [Task, TaskTimeout, TaskTimeout]
+    assert str(made[2]) == "hostile/a: seed 0, index 2: took longer than 0.3 s"
+    assert (await impatient.task(at(2))).prompt == "prompt 0 2"
+    assert impatient.pid != before
 
 
 async def test_real_maths_can_hang(tmp_path: Path) -> None:

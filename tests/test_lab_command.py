@@ -29,6 +29,10 @@ def test_bench_lists_what_there_is(results: Path, capsys: pytest.CaptureFixture[
         cli.main(["bench", "learn", FAKE, "--list", "--results", str(results), "--arms", "plain", "--screen"]) == cli.OK
     )
     assert capsys.readouterr().out == "fake  Does gain help?\n    0/1  plain\n"
+    words = ["bench", "learn", FAKE, "--list", "--results", str(results), "--arms", "plain", "--seeds"]
+    for seeds, counted in (("1", "0/1"), ("2-3", "1/2"), ("3-3", "0/1")):
+        assert cli.main([*words, seeds]) == cli.OK
+        assert capsys.readouterr().out == f"fake  Does gain help?\n    {counted}  plain\n"
 
 
 @pytest.mark.parametrize(
@@ -42,6 +46,20 @@ def test_bench_lists_what_there_is(results: Path, capsys: pytest.CaptureFixture[
 def test_bench_with_a_wrong_argument(words: Sequence[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", "learn", *words]) == cli.USAGE
     assert capsys.readouterr().err.startswith(complaint)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "complaint"),
+    [
+        ("3-2", "there is no seed from 3 to 2"),
+        ("0", "it must be a whole number from 1 on"),
+        ("2-", "it must be a whole"),
+    ],
+)
+def test_seeds_that_there_cannot_be(seeds: str, complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "learn", FAKE, "--list", "--seeds", seeds])
+    assert complaint in capsys.readouterr().err
 
 
 def test_bench_runs_what_is_missing_reports_it_and_writes_the_page(

@@ -28,7 +28,7 @@ MADE_UP = Experiment(
     version=1,
     question="Is b better?",
     setting="None.",
-    arms=[Arm(name, {}, never) for name in ("a|z", "b", "c", "d")],
+    arms=[*(Arm(name, {}, never) for name in ("a|z", "b", "c")), Arm("d", {}, never, seeds=(1,))],
     comparisons=[Comparison("b", "a|z"), Comparison("c", "a|z"), Comparison("d", "a|z")],
     metrics={"pass": Metric("pass@1", ".1%"), "n": Metric("tokens", ",.0f", higher_is_better=False)},
     plots=[Plot("pass", "own steps", "pass@1", percent=True)],
@@ -49,7 +49,7 @@ def test_the_block_of_a_page() -> None:
     block = markdown(MADE_UP, RESULTS, MADE_UP.seeds, "made-up.png").split("\n\n")
     assert block == [
         BEGIN,
-        "Seeds 1, 2, 3; of 12 runs 8 are done.",
+        "Seeds 1, 2, 3; of 10 runs 8 are done.",
         "| arm | seeds | pass@1 ↑ | tokens ↓ |\n"
         "| --- | --- | --- | --- |\n"
         "| a\\|z | 3 | 50.0 ± 0.0 % [50.0, 50.0] | 2,000 ± 1,000 [1,000, 3,000] |\n"

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,7 @@ def experiment(**changes: object) -> Experiment:
         ({"arms": [Arm("", {}, lambda seed: outcome(0, seed))]}, "arms: expected at least one, each with a name"),
         ({"arms": [*EXPERIMENT.arms, EXPERIMENT.arms[0]]}, "e: arms has plain more than once"),
         ({"seeds": [1, 2, 1]}, "e: seeds has 1 more than once"),
+        ({"arms": [Arm("a", {}, lambda seed: outcome(0, seed), (1, 6))]}, "e: a has seeds 6, beside 1, 2, 3, 4, 5"),
         ({"metrics": {}}, "metrics: expected at least one"),
         ({"metrics": {"pass": Metric("p", ".1q")}}, r"e: metrics\.pass\.format = '\.1q' formats no number"),
         ({"comparisons": [Comparison("a", "c")]}, "e: comparisons name c; arms are a, b"),
@@ -263,3 +265,12 @@ def test_the_plan_gives_every_arm_a_seed_before_any_gets_the_next(store: ResultS
     ]  # fmt: skip
     assert todo.past == {done: 2.0}
     assert todo.outdated == {old: "made with other settings"}
+
+
+def test_an_arm_that_fewer_seeds_settle_is_made_with_those(store: ResultStore) -> None:
+    first, second = experiment().arms
+    settled = experiment(arms=[first, replace(second, seeds=(1, 2))])
+    todo = plan([Choice("e", settled, settled.arms, range(2, 4))], store)
+    assert [(run.key.arm, run.key.seed) for run in todo.missing] == [("a", 2), ("b", 2), ("a", 3)]
+    assert list(settled.seeds_of(settled.arms[1], settled.screening_seeds)) == [101, 102]
+    assert settled.digest(settled.arms[1]) == experiment().digest(second)

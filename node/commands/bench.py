@@ -28,6 +28,7 @@ examples:
   swarm-node bench learn --list                          every question, and how many runs are done
   swarm-node bench learn mix --screen                    a first look: the screening seeds only
   swarm-node bench learn mix --arms '4+4:*' --seeds 3    some arms, the first three seeds
+  swarm-node bench learn mix --seeds 4-5                 the fourth and the fifth seed
   swarm-node bench learn mix --report --write-docs       nothing is run; the page is written anew
 
 Interrupted or not, what is finished is kept, and the same command goes on. Run twice at
@@ -49,7 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     learn.add_argument("experiments", metavar="EXPERIMENT", nargs="*", help="by name (default: all)")
     learn.add_argument("--list", action="store_true", help="show what there is, and run nothing")
     seeds = learn.add_mutually_exclusive_group()
-    seeds.add_argument("--seeds", metavar="N", type=_positive, help="only the first N seeds of those that decide")
+    seeds.add_argument(
+        "--seeds",
+        metavar="N[-M]",
+        type=_seeds,
+        default=slice(None),
+        help="only the first N of the seeds that decide, or the N-th to M-th of them",
+    )
     seeds.add_argument("--screen", action="store_true", help="the screening seeds instead of those that decide")
     learn.add_argument("--arms", metavar="GLOB", default="*", help="run these arms only ('4+4:*')")
     learn.add_argument(
@@ -100,7 +107,7 @@ def _choices(arguments: argparse.Namespace) -> list[Choice]:
     for reference in dict.fromkeys(arguments.experiments or EXPERIMENTS):
         experiment = load(reference)
         arms = [arm for arm in experiment.arms if fnmatch.fnmatchcase(arm.name, arguments.arms)]
-        seeds = experiment.screening_seeds if arguments.screen else experiment.seeds[: arguments.seeds]
+        seeds = experiment.screening_seeds if arguments.screen else experiment.seeds[arguments.seeds]
         choices.append(Choice(reference, experiment, arms, seeds))
     if choices and not any(choice.arms for choice in choices):
         names = ", ".join(dict.fromkeys(arm.name for choice in choices for arm in choice.experiment.arms))
@@ -121,7 +128,8 @@ def _list(choices: Sequence[Choice], store: ResultStore) -> None:
         console.print(title, soft_wrap=True)
         results = collect(choice.experiment, store, choice.seeds)
         for arm in choice.arms:
-            done = f"{len(results[arm.name])}/{len(choice.seeds)}"
+            wanted = choice.experiment.seeds_of(arm, choice.seeds)
+            done = f"{sum(seed in results[arm.name] for seed in wanted)}/{len(wanted)}"
             console.print(Text.assemble((f"  {done:>5}  ", MUTED), arm.name), soft_wrap=True)
 
 
@@ -194,6 +202,17 @@ def _positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not allowed: it must be a whole number from 1 on")
     return int(text)
+
+
+def _seeds(text: str) -> slice:
+    """ "3": the first three; "4-5": the fourth and the fifth."""
+    first, dash, last = text.partition("-")
+    if not dash:
+        return slice(0, _positive(first))
+    chosen = slice(_positive(first) - 1, _positive(last))
+    if chosen.stop <= chosen.start:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: there is no seed from {first} to {last}")
+    return chosen
 
 
 def _cores() -> int:

@@ -45,6 +45,8 @@ class Arm:
     """All that distinguishes its runs, as JSON can write it: a result made with other settings is not used."""
     run: Callable[[int], Outcome]
     """Seed -> what came of it. Called in a process of its own, with one thread."""
+    seeds: Sequence[int] | None = None
+    """Of the experiment's, those that settle what is asked of this arm; None: all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,9 @@ class Experiment:
         for key, listed in (("arms", names), ("seeds", self.seeds), ("screening_seeds", self.screening_seeds)):
             twice = [name for name, count in Counter[object](listed).items() if count > 1]
             _expect(not twice, f"{self.name}: {key} has {_listed(twice)} more than once")
+        for arm in self.arms:
+            strange = [seed for seed in arm.seeds or () if seed not in self.seeds]
+            _expect(not strange, f"{self.name}: {arm.name} has seeds {_listed(strange)}, beside {_listed(self.seeds)}")
         compared = {name for comparison in self.comparisons for name in (comparison.arm, comparison.against)}
         unknown = sorted(compared - set(names))
         _expect(not unknown, f"{self.name}: comparisons name {_listed(unknown)}; arms are {_listed(names)}")
@@ -101,6 +106,11 @@ class Experiment:
     def arm(self, name: str) -> Arm:
         """Raises KeyError."""
         return {arm.name: arm for arm in self.arms}[name]
+
+    def seeds_of(self, arm: Arm, asked: Sequence[int]) -> Sequence[int]:
+        """Of the seeds that are asked for, those that the arm is made with."""
+        spared = set() if arm.seeds is None else set(self.seeds) - set(arm.seeds)
+        return [seed for seed in asked if seed not in spared]
 
     def key(self, arm: Arm, seed: int) -> RunKey:
         return RunKey(experiment=self.name, arm=arm.name, seed=seed)

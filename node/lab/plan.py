@@ -18,6 +18,7 @@ class Choice:
     experiment: Experiment
     arms: Sequence[Arm]
     seeds: Sequence[int]
+    """That are asked for; an arm is made with those of them that settle it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,8 @@ def plan(choices: Sequence[Choice], store: ResultStore) -> Plan:
     for choice in choices:
         for seed in choice.seeds:
             for arm in choice.arms:
+                if seed not in choice.experiment.seeds_of(arm, choice.seeds):
+                    continue
                 run = Run(choice.reference, choice.experiment.key(arm, seed), choice.experiment.digest(arm))
                 found = store.find(run.key, run.digest)
                 if found.result is not None:

@@ -98,7 +98,7 @@ def values_of(runs: Runs, metric: str) -> dict[int, float]:
 
 def markdown(experiment: Experiment, results: Results, seeds: Sequence[int], picture: str = "") -> str:
     """The block between the markers, both included."""
-    parts = [_which(results, seeds)]
+    parts = [_which(experiment, results, seeds)]
     parts += [_markdown_table(sheet) for sheet in sheets(experiment, results)]
     parts.append(LEGEND)
     if picture:
@@ -135,10 +135,12 @@ def write_page(path: Path, experiment: Experiment, block: str) -> None:
     write_atomic(path, f"{before}{block}{after}".encode())
 
 
-def _which(results: Results, seeds: Sequence[int]) -> str:
+def _which(experiment: Experiment, results: Results, seeds: Sequence[int]) -> str:
     """ "Seeds 1, 2, 3; of 12 runs 10 are done."."""
     text = f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
-    wanted, done = len(seeds) * len(results), sum(map(len, results.values()))
+    shown = [arm for arm in experiment.arms if arm.name in results]
+    runs = [seed in results[arm.name] for arm in shown for seed in experiment.seeds_of(arm, seeds)]
+    wanted, done = len(runs), sum(runs)
     return f"{text}; of {wanted} runs {done} {'is' if done == 1 else 'are'} done." if done < wanted else f"{text}."
 
 

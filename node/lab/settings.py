@@ -85,10 +85,12 @@ def arm(
     attacks: Sequence[Attack] = (),
     scoring: Scoring | None = None,
     tracker: str = "",
+    seeds: Sequence[int] | None = None,
 ) -> Arm:
     """`tables` are laid over `BASE`; one that names a `type` replaces the base's. `spread`: of response times.
     `scoring`: how peers answer where they are asked (table `guidance`). `tracker`: of `TRACKERS`, another one than the
-    node's. What came later has no key in the settings of an arm that does without, so that old results still count."""
+    node's. `seeds`: as in `Arm`. What came later has no key in the settings of an arm that does without, so that old
+    results still count."""
     settings: dict[str, Any] = {
         "world": world,
         "nodes": nodes,
@@ -103,7 +105,7 @@ def arm(
         settings["scoring"] = asdict(scoring)
     if tracker:
         settings["tracker"] = tracker
-    return Arm(name, settings, lambda seed: run(settings, seed))
+    return Arm(name, settings, lambda seed: run(settings, seed), seeds)
 
 
 def merged(base: Tables, changes: Tables) -> dict[str, dict[str, object]]:

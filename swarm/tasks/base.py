@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from swarm.errors import TaskError
 from swarm.types import Score, Task, TaskRef
 
 #: One question in eight is never trained on, by anybody. By the question's own bytes and not by seed or index, because
@@ -91,6 +92,11 @@ class Judge(Protocol):
     async def task(self, ref: TaskRef) -> Task:
         """Raises TaskError when the reference names no source of ours (name, version and config must all agree) or no
         task of it, TaskTimeout when making it takes too long."""
+        ...
+
+    async def tasks(self, refs: Sequence[TaskRef]) -> list[Task | TaskError]:
+        """Some tens of tasks in one turn, in the order of their references; for one that cannot be made, what `task`
+        raises. After one that takes too long, no further one is tried."""
         ...
 
     async def score(self, task: Task, responses: Sequence[str]) -> list[Score]:

@@ -1,4 +1,4 @@
-"""The parent's end of one `swarm.tasks.worker`: started, asked one thing at a time, ended."""
+"""The parent's end of one `swarm.tasks.worker`: started, asked by one caller at a time, ended."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class DescribedSource:
 
 
 class Worker:
-    """Made by `start`. After any exception out of `ask` it must be aborted and stopped: it may still be busy."""
+    """Made by `start`. After any exception out of `send` or `reply` it may still be busy: it must be aborted and stopped."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
@@ -58,7 +58,8 @@ class Worker:
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
                 settings = {"specs": [asdict(spec) for spec in specs], "memory_bytes": memory_bytes}
-                worker.sources = _described(await worker._converse(settings))
+                await worker._write(settings)
+                worker.sources = _described(await worker._read())
         except BaseException as error:
             worker.abort()
             await worker.stop()
@@ -75,10 +76,16 @@ class Worker:
     def alive(self) -> bool:
         return self._process.returncode is None
 
-    async def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The reply. Raises TaskError when the process has died or does not keep to the protocol."""
-        number = next(self._ids)
-        reply = await self._converse({"id": number, **request})
+    async def send(self, requests: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The number of each, by which `reply` fetches its answer; they are served in this order. All of them together
+        must fit into a pipe. Raises TaskError when the process has died."""
+        numbers = [next(self._ids) for _ in requests]
+        await self._write(*({"id": number, **request} for number, request in zip(numbers, requests, strict=True)))
+        return numbers
+
+    async def reply(self, number: int) -> dict[str, Any]:
+        """Raises TaskError when the process has died or does not keep to the protocol."""
+        reply = await self._read()
         if reply.get("id") != number:
             raise TaskError("the judge's process answered something else")
         return reply
@@ -99,15 +106,18 @@ class Worker:
             self.abort()
             await self._process.communicate()
 
-    async def _converse(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        line = json.dumps(message).encode() + b"\n"
+    async def _write(self, *messages: Mapping[str, Any]) -> None:
+        assert self._process.stdin is not None
         try:
-            stdin.write(line)
-            await stdin.drain()
-            reply = json.loads(await stdout.readline())
+            self._process.stdin.write(b"".join(json.dumps(message).encode() + b"\n" for message in messages))
+            await self._process.stdin.drain()
+        except OSError as error:
+            raise TaskError("the judge's process has died") from error
+
+    async def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        try:
+            reply = json.loads(await self._process.stdout.readline())
         except (ValueError, OSError) as error:
             raise TaskError("the judge's process has died") from error
         if not isinstance(reply, dict):

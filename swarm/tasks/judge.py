@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, Self
 
 from swarm.errors import ConfigError, TaskError, TaskTimeout
@@ -46,6 +47,15 @@ class LocalJudge:
         except Exception as error:  # a source may raise anything
             raise TaskError(f"{ref.source}: {describe(error)}") from error
 
+    async def tasks(self, refs: Sequence[TaskRef]) -> list[Task | TaskError]:
+        return [await self._made(ref) for ref in refs]
+
+    async def _made(self, ref: TaskRef) -> Task | TaskError:
+        try:
+            return await self.task(ref)
+        except TaskError as error:
+            return error
+
     async def score(self, task: Task, responses: Sequence[str]) -> list[Score]:
         try:
             _, source = source_of(task.ref, self._sources)
@@ -57,7 +67,7 @@ class LocalJudge:
 class ProcessJudge:
     """Makes and scores in a child process, which is killed and replaced when a request takes longer than `timeout_s`.
 
-    An async context manager; entering starts the process and raises ConfigError when it refuses a spec. Requests are
+    An async context manager; entering starts the process and raises ConfigError when it refuses a spec. Callers are
     served one at a time in the order in which they came, and a request's time starts when it is its turn. Each of them
     waits in its caller, so that as many wait as there are callers.
     """
@@ -102,19 +112,45 @@ class ProcessJudge:
         return self._worker.pid if self._worker is not None and self._worker.alive else None
 
     async def task(self, ref: TaskRef) -> Task:
-        position, _ = source_of(ref, self._sources)
-        if ref in self._tasks:
-            self._tasks.move_to_end(ref)
-            return self._tasks[ref]
+        (made,) = await self.tasks([ref])
+        if isinstance(made, TaskError):
+            raise made
+        return made
+
+    async def tasks(self, refs: Sequence[TaskRef]) -> list[Task | TaskError]:
+        made: dict[TaskRef, Task | TaskError] = {}
+        asked: dict[TaskRef, Mapping[str, Any]] = {}
+        for ref in refs:
+            if ref in self._tasks:
+                self._tasks.move_to_end(ref)
+                made[ref] = self._tasks[ref]
+                continue
+            try:
+                position, _ = source_of(ref, self._sources)
+                asked[ref] = {"op": "task", "source": position, "seed": ref.seed, "index": ref.index}
+            except TaskError as error:
+                made[ref] = error
+        if asked:
+            made |= await self._make(asked)
+        return [made[ref] for ref in refs]
+
+    async def _make(self, asked: Mapping[TaskRef, Mapping[str, Any]]) -> dict[TaskRef, Task | TaskError]:
         try:
-            reply = await self._ask({"op": "task", "source": position, "seed": ref.seed, "index": ref.index})
-        except TimeoutError as error:
-            raise TaskTimeout(f"{ref.source}: seed {ref.seed}, index {ref.index}: {self._too_long()}") from error
-        task = _task(ref, reply)
-        self._tasks[ref] = task
-        if len(self._tasks) > TASKS_KEPT:
+            replies = await self._ask(list(asked.values()))
+        except TaskError as error:
+            return dict.fromkeys(asked, error)
+        made: dict[TaskRef, Task | TaskError] = {}
+        for ref, reply in zip_longest(asked, replies):
+            if reply is None:
+                made[ref] = TaskTimeout(f"{ref.source}: seed {ref.seed}, index {ref.index}: {self._too_long()}")
+                continue
+            try:
+                made[ref] = self._tasks[ref] = _task(ref, reply)
+            except TaskError as error:
+                made[ref] = error
+        while len(self._tasks) > TASKS_KEPT:
             self._tasks.popitem(last=False)
-        return task
+        return made
 
     async def score(self, task: Task, responses: Sequence[str]) -> list[Score]:
         try:
@@ -122,28 +158,33 @@ class ProcessJudge:
             place = {"source": position, "seed": task.ref.seed, "index": task.ref.index}
             if (size := sum(map(len, responses))) > MAX_RESPONSE_CHARS:
                 raise TaskError(f"the responses have {size} characters; at most {MAX_RESPONSE_CHARS} are scored")
-            reply = await self._ask({"op": "score", **place, "responses": list(responses)})
-            return _scores(reply, len(responses))
-        except TimeoutError:
-            return [Score(reward=0.0, status=ScoreStatus.TIMEOUT, detail=self._too_long())] * len(responses)
+            replies = await self._ask([{"op": "score", **place, "responses": list(responses)}])
+            if not replies:
+                return [Score(reward=0.0, status=ScoreStatus.TIMEOUT, detail=self._too_long())] * len(responses)
+            return _scores(replies[0], len(responses))
         except TaskError as error:
             return [failed(str(error)[:MAX_DETAIL_CHARS])] * len(responses)
 
     def _too_long(self) -> str:
         return f"took longer than {self._timeout_s:g} s"
 
-    async def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Raises TimeoutError when the answer takes too long, TaskError when there is none."""
+    async def _ask(self, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The replies; fewer, if the next one took too long. Raises TaskError when there is none."""
         async with self._turn:
-            worker = await self._running()
+            worker, replies = await self._running(), list[dict[str, Any]]()
             try:
                 async with asyncio.timeout(self._timeout_s):
-                    return await worker.ask(request)
-            except BaseException:
+                    numbers = await worker.send(requests)
+                for number in numbers:
+                    async with asyncio.timeout(self._timeout_s):
+                        replies.append(await worker.reply(number))
+            except BaseException as error:
                 # Also when the caller was cancelled: a child that is still busy would make the next request pay for it.
                 worker.abort()
                 await self._end_worker()
-                raise
+                if not isinstance(error, TimeoutError):
+                    raise
+            return replies
 
     async def _running(self) -> Worker:
         if self._closed:

@@ -26,5 +26,7 @@ SINGLE_STEPS = 200
 """Of experiments with one node."""
 LEARNER = {"truncated": "failed"}
 """What the sharing experiments chose: without it some runs unlearn to end their responses, whatever is compared."""
+LOOK = (1, 2)
+"""Seeds of an arm that is there to be looked at, or whose two say plainly what five would."""
 UNIFORM = {"exploration": 1000.0}
 """Sampler: every task as likely as any other, so that rewards of different arms are of the same tasks."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from node.lab.experiment import Arm, Comparison, Experiment, Metric
-from node.lab.experiments.common import COSTS, LEARNED, LEARNER, NODES, PASS, STEPS
+from node.lab.experiments.common import COSTS, LEARNED, LEARNER, LOOK, NODES, PASS, STEPS
 from node.lab.settings import arm
 
 SHARES = (0.0, 0.25, 0.5, 0.75)
@@ -13,7 +13,8 @@ WORLDS = ("skills", "same")
 def _arm(world: str, share: float) -> Arm:
     pool = {"own_groups": 8, "foreign_groups": 24, "own_capacity": 8}
     tables = {"pool": pool, "sampler": {"for_swarm": share}, "learner": LEARNER}
-    return arm(f"{world}:{share:g}", world=world, nodes=NODES, steps=STEPS, tables=tables)
+    seeds = LOOK if world == "same" else None  # where nobody has an advantage
+    return arm(f"{world}:{share:g}", world=world, nodes=NODES, steps=STEPS, tables=tables, seeds=seeds)
 
 
 EXPERIMENT = Experiment(

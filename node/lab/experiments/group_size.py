@@ -4,11 +4,13 @@ is what is signed, sent, checked and prefilled."""
 from __future__ import annotations
 
 from node.lab.experiment import Arm, Comparison, Experiment, Metric
-from node.lab.experiments.common import COSTS, LEARNED, NODES, PASS, STEPS, UNIFORM
+from node.lab.experiments.common import COSTS, LEARNED, LOOK, NODES, PASS, STEPS, UNIFORM
 from node.lab.settings import arm
 
 ROLLOUTS = 64
-SIZES = (8, 4, 2, 1)
+#: Groups of 8 are 8+0 and 8+24 of sharing-skills, with the same seeds.
+SIZES = (4, 2, 1)
+CHOSEN = 2
 #: Foreign groups for each own one: all that the others make.
 PEERS = NODES - 1
 
@@ -18,7 +20,8 @@ def _arm(size: int, shared: bool) -> Arm:
     foreign = PEERS * own if shared else 0
     pool = {"own_groups": own, "foreign_groups": foreign, "own_capacity": own, "foreign_capacity": 32 * own}
     tables = {"pool": pool, "sampler": {**UNIFORM, "group_size": size}}
-    return arm(f"{own}x{size}+{foreign}", world="skills", nodes=NODES, steps=STEPS, tables=tables)
+    seeds = None if size == CHOSEN else LOOK
+    return arm(f"{own}x{size}+{foreign}", world="skills", nodes=NODES, steps=STEPS, tables=tables, seeds=seeds)
 
 
 ALONE = [_arm(size, shared=False) for size in SIZES]

@@ -6,10 +6,12 @@ and is tested over the network instead (tests/test_adversaries.py).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from node.lab.adversary import BODIES, Attack
 from node.lab.experiment import Arm, Comparison, Experiment, Metric
 from node.lab.experiments.ablation import DEFAULT
-from node.lab.experiments.common import LEARNED, PASS, UNIFORM
+from node.lab.experiments.common import LEARNED, LOOK, PASS, UNIFORM
 from node.lab.experiments.novelty import GATES
 from node.lab.experiments.poison import LIKELY, UNLIKELY
 from node.lab.settings import Tables, arm
@@ -37,8 +39,8 @@ def attacks() -> list[Attack]:
     return [Attack(body=body, logprob=logprob, interval_s=1 / rate, rollouts=ROLLOUTS) for body, logprob in KINDS]
 
 
-def _arm(name: str, tables: Tables, hostile: list[Attack]) -> Arm:
-    return arm(name, world="skills", nodes=HONEST, steps=STEPS, tables=tables, attacks=hostile)
+def _arm(name: str, tables: Tables, hostile: list[Attack], seeds: Sequence[int] | None = None) -> Arm:
+    return arm(name, world="skills", nodes=HONEST, steps=STEPS, tables=tables, attacks=hostile, seeds=seeds)
 
 
 EXPERIMENT = Experiment(
@@ -50,9 +52,9 @@ EXPERIMENT = Experiment(
     " likely or unlikely. Guarded: a quarter for newcomers, no copies, no needless length, as the daemon has it.",
     arms=[
         _arm("clean", GUARDED, []),
-        _arm("hostile", GUARDED, attacks()),
-        _arm("hostile, no guards", OPEN, attacks()),
-        _arm("clean, gated", GATED, []),
+        _arm("hostile", GUARDED, attacks(), LOOK),
+        _arm("hostile, no guards", OPEN, attacks(), LOOK),
+        _arm("clean, gated", GATED, [], LOOK),
         _arm("hostile, gated", GATED, attacks()),
     ],
     comparisons=[

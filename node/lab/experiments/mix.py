@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from node.lab.experiment import Arm, Comparison, Experiment, Metric
-from node.lab.experiments.common import COSTS, LEARNED, LEARNER, NODES, PASS, REWARD, UNIFORM
+from node.lab.experiments.common import COSTS, LEARNED, LEARNER, LOOK, NODES, PASS, REWARD, UNIFORM
 from node.lab.settings import arm
 
 #: Longer than elsewhere: oscillation and forgetting take their time.
@@ -19,7 +19,9 @@ SHARES: dict[str, dict[str, object]] = {
 def _arm(name: str, own: int, foreign: int, share: str) -> Arm:
     pool = {"own_groups": own, "foreign_groups": foreign, "own_capacity": own, "share": SHARES[share]}
     tables = {"sampler": UNIFORM, "learner": LEARNER, "pool": pool}
-    return arm(name, world="skills", nodes=NODES, steps=STEPS, tables=tables)
+    # the guard found nothing to act upon in two seeds
+    seeds = LOOK if share == "guarded" else None
+    return arm(name, world="skills", nodes=NODES, steps=STEPS, tables=tables, seeds=seeds)
 
 
 MIXES = ((4, 4), (2, 6))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from node.lab.experiment import Comparison, Experiment, Metric
-from node.lab.experiments.common import LEARNER, PASS, UNIFORM
+from node.lab.experiments.common import LEARNER, LOOK, PASS, UNIFORM
 from node.lab.experiments.sharing import SHARED
 from node.lab.settings import arm
 from node.lab.worlds import TAUGHT
@@ -20,6 +22,13 @@ GATES: dict[str, dict[str, object]] = {
     "own": {"type": "own", "window_bytes": 16, "quantile": 0.95, "slack": 2.0, "window": 512},
     "own-tight": {"type": "own", "window_bytes": 16, "quantile": 0.95, "slack": 1.25, "window": 512},
 }
+#: No gate, and the one that was chosen: with every seed, but where nobody learns (in the world of 0).
+DECIDING = ("open", "own")
+
+
+def _seeds(rate: str, deciding: bool) -> Sequence[int] | None:
+    return None if deciding and rate != "0" else LOOK
+
 
 EXPERIMENT = Experiment(
     name="novelty",
@@ -35,6 +44,7 @@ EXPERIMENT = Experiment(
                 nodes=2,
                 steps=STEPS,
                 tables={"sampler": UNIFORM, "learner": LEARNER},
+                seeds=_seeds(rate, deciding=True),
             )
             for rate in RATES
         ),
@@ -45,6 +55,7 @@ EXPERIMENT = Experiment(
                 nodes=2,
                 steps=STEPS,
                 tables={"sampler": UNIFORM, "learner": LEARNER, "pool": SHARED, "foreign_gate": gate},
+                seeds=_seeds(rate, name in DECIDING),
             )
             for rate in RATES
             for name, gate in GATES.items()

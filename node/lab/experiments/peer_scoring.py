@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from node.lab.experiment import Arm, Comparison, Experiment, Metric
-from node.lab.experiments.common import LEARNED, LEARNER, NODES, PASS, STEPS, UNIFORM
+from node.lab.experiments.common import LEARNED, LEARNER, LOOK, NODES, PASS, STEPS, UNIFORM
 from node.lab.scoring import Scoring
 from node.lab.settings import Tables, arm
 
@@ -18,7 +18,8 @@ WAYS = (("", None), (":scored", HONEST))
 def _arm(world: str, foreign: int, how: str = "", scoring: Scoring | None = None) -> Arm:
     pool = {"own_groups": 8, "foreign_groups": foreign, "own_capacity": 8}
     tables = {"sampler": UNIFORM, "learner": LEARNER, "pool": pool, **(GUIDED if scoring else {})}
-    return arm(f"{world}:8+{foreign}{how}", world=world, nodes=NODES, steps=STEPS, tables=tables, scoring=scoring)
+    name, seeds = f"{world}:8+{foreign}{how}", None if (world, foreign) == ("skills", 8) else LOOK
+    return arm(name, world=world, nodes=NODES, steps=STEPS, tables=tables, scoring=scoring, seeds=seeds)
 
 
 EXPERIMENT = Experiment(

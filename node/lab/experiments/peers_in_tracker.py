@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from node.lab.experiment import Arm, Comparison, Experiment, Metric
-from node.lab.experiments.common import LEARNED, LEARNER, NODES, PASS, STEPS, UNIFORM
+from node.lab.experiments.common import LEARNED, LEARNER, LOOK, NODES, PASS, STEPS, UNIFORM
 from node.lab.experiments.sharing import SHARED
 from node.lab.settings import arm
 
 
 def _arm(name: str, world: str, **tracker: object) -> Arm:
     tables = {"sampler": UNIFORM, "learner": LEARNER, "pool": SHARED, "tracker": tracker}
-    return arm(name, world=world, nodes=NODES, steps=STEPS, tables=tables)
+    seeds = LOOK if tracker == WAYS["weigh-fully"] else None  # the far end of "weigh"
+    return arm(name, world=world, nodes=NODES, steps=STEPS, tables=tables, seeds=seeds)
 
 
 WAYS: dict[str, dict[str, object]] = {

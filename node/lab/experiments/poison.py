@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from node.lab.adversary import BODIES, Attack
 from node.lab.experiment import Arm, Comparison, Experiment, Metric
-from node.lab.experiments.common import LEARNED, LEARNER, PASS, UNIFORM
+from node.lab.experiments.common import LEARNED, LEARNER, LOOK, PASS, UNIFORM
 from node.lab.experiments.cross_tokenizer import RULES
-from node.lab.experiments.novelty import GATES
+from node.lab.experiments.novelty import DECIDING, GATES
 from node.lab.experiments.sharing import SAPO, SHARED
 from node.lab.settings import Tables, arm
 
@@ -19,13 +19,12 @@ HONEST_RATE = 8.0
 #: Identities of the attacker: they cost nothing.
 IDENTITIES = 3
 #: Every gate against one attack, and against none; what is open and what was chosen, against the others.
-FEW = ("open", "own")
 ATTACKS: tuple[tuple[float, str, Sequence[str]], ...] = (
-    (0.1, "poisoned", FEW),
+    (0.1, "poisoned", DECIDING),
     (0.3, "poisoned", tuple(GATES)),
-    (0.5, "poisoned", FEW),
-    (0.5, "degenerate", FEW),
-    (0.5, "unfounded", FEW),
+    (0.5, "poisoned", DECIDING),
+    (0.5, "degenerate", DECIDING),
+    (0.5, "unfounded", DECIDING),
 )
 LIKELY, UNLIKELY = -0.01, -20.0
 
@@ -36,23 +35,19 @@ def attacks(body: str, share: float, logprob: float = LIKELY) -> list[Attack]:
     return [Attack(body=body, logprob=logprob, interval_s=IDENTITIES / rate)] * IDENTITIES
 
 
-def _arm(name: str, hostile: list[Attack], tables: Tables | None = None) -> Arm:
+def _arm(name: str, hostile: list[Attack], tables: Tables | None = None, seeds: Sequence[int] | None = LOOK) -> Arm:
     merged = {"sampler": UNIFORM, "learner": LEARNER, "pool": SHARED, **(tables or {})}
-    return arm(name, world="skills", nodes=HONEST, steps=STEPS, tables=merged, attacks=hostile)
+    return arm(name, world="skills", nodes=HONEST, steps=STEPS, tables=merged, attacks=hostile, seeds=seeds)
 
 
-def _gated(gate: str) -> Tables:
-    return {"foreign_gate": GATES[gate]}
+def _gated(name: str, hostile: list[Attack], gate: str) -> Arm:
+    return _arm(f"{name}:{gate}", hostile, {"foreign_gate": GATES[gate]}, None if gate in DECIDING else LOOK)
 
 
 ARMS = [
     arm("alone", world="skills", nodes=HONEST, steps=STEPS, tables={"sampler": UNIFORM, "learner": LEARNER}),
-    *(_arm(f"0%:{gate}", [], _gated(gate)) for gate in GATES),
-    *(
-        _arm(f"{share:.0%}:{body}:{gate}", attacks(body, share), _gated(gate))
-        for share, body, gates in ATTACKS
-        for gate in gates
-    ),
+    *(_gated("0%", [], gate) for gate in GATES),
+    *(_gated(f"{share:.0%}:{body}", attacks(body, share), gate) for share, body, gates in ATTACKS for gate in gates),
     *(
         _arm(f"50%:{body}:{forged}:sequence", attacks(body, 0.5, logprob), {"foreign": RULES["sequence-loose"]})
         for body in BODIES

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from node.lab.experiment import Arm, Comparison, Experiment, Metric
-from node.lab.experiments.common import LEARNED, PASS, SINGLE_STEPS, UNIFORM
+from node.lab.experiments.common import LEARNED, LOOK, PASS, SINGLE_STEPS, UNIFORM
 from node.lab.settings import arm
 
 UPDATES = (1, 2, 4)
+RUINOUS = 4
+"""Updates after which nothing is left of any policy: two seeds say so."""
 
 
 def _arm(name: str, updates: int, objective: dict[str, object] | None = None, **learner: object) -> Arm:
@@ -17,6 +19,7 @@ def _arm(name: str, updates: int, objective: dict[str, object] | None = None, **
         nodes=1,
         steps=SINGLE_STEPS,
         tables={"sampler": UNIFORM, "learner": {"updates_per_batch": updates, **learner}, **changes},
+        seeds=LOOK if updates == RUINOUS else None,
     )
 
 

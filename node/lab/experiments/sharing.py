@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from node.lab.experiment import Arm, Comparison, Experiment, Metric
-from node.lab.experiments.common import COSTS, LEARNED, NODES, PASS, PASS_BY_COST, REWARD, STEPS, UNIFORM
+from node.lab.experiments.common import COSTS, LEARNED, LOOK, NODES, PASS, PASS_BY_COST, REWARD, STEPS, UNIFORM
 from node.lab.settings import Tables, arm
 
 #: The paper's arm: GRPO's advantage, PPO's clip, peers' groups as if they were one's own.
@@ -33,11 +33,14 @@ ENDS: tuple[Mixes, Mixes] = (((8, 0), (8, 24)), ((8, 0), (4, 4)))
 
 
 def sharing(world: str, question: str, setting: str, mixes: tuple[Mixes, Mixes] = ENDS) -> Experiment:
-    """`mixes`: ours, and those of the paper's arm. One of ours counts a response that was cut off as failed: where only
-    the last answer counts, one that has answered loses nothing by going on, and peers learn it from each other."""
+    """`mixes`: ours, and those of the paper's arm, which is only looked at where its table is not the whole one.
+
+    One of ours counts a response that was cut off as failed: where only the last answer counts, one that has answered
+    loses nothing by going on, and peers learn it from each other."""
     ours = [_arm(f"{i}+{j}", world, i, j) for i, j in mixes[0]]
     failed = _arm("8+24,failed", world, 8, 24, {"learner": {"truncated": "failed"}})
-    theirs = [_arm(f"sapo-{i}+{j}", world, i, j, SAPO) for i, j in mixes[1]]
+    seeds = LOOK if mixes == ENDS else None
+    theirs = [_arm(f"sapo-{i}+{j}", world, i, j, SAPO, seeds) for i, j in mixes[1]]
     return Experiment(
         name=f"sharing-{world}",
         version=1,
@@ -62,6 +65,9 @@ def sharing(world: str, question: str, setting: str, mixes: tuple[Mixes, Mixes] 
     )
 
 
-def _arm(name: str, world: str, own: int, foreign: int, tables: Tables | None = None) -> Arm:
+def _arm(
+    name: str, world: str, own: int, foreign: int, tables: Tables | None = None, seeds: Sequence[int] | None = None
+) -> Arm:
     pool = {"own_groups": own, "foreign_groups": foreign, "own_capacity": own}
-    return arm(name, world=world, nodes=NODES, steps=STEPS, tables={**(tables or {}), "sampler": UNIFORM, "pool": pool})
+    tables = {**(tables or {}), "sampler": UNIFORM, "pool": pool}
+    return arm(name, world=world, nodes=NODES, steps=STEPS, tables=tables, seeds=seeds)

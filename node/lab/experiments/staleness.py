@@ -11,6 +11,10 @@ from node.lab.experiments.common import LEARNED, PASS, SINGLE_STEPS, UNIFORM
 from node.lab.settings import Tables, arm
 
 LAGS = (0, 2, 8, 32, 128)
+#: What staleness costs is the difference of these, with every seed.
+DECIDING = (0, 32)
+#: Of the other lags. Not the first two: lags 0 and 32 of those were made on another kind of processor.
+BETWEEN = (3, 4)
 OBJECTIVES: dict[str, dict[str, object]] = {
     "none": {"type": "reinforce"},
     "token-TIS": {"type": "decoupled_ppo", "cap": 2.0},
@@ -25,6 +29,12 @@ OBJECTIVES: dict[str, dict[str, object]] = {
 }
 
 
+DEFAULT = "DPPO-TV"
+#: Learning-rate rules, and the objectives under which they are tried.
+RULES = ("staleness", "ess")
+RULED = (DEFAULT, "CISPO")
+
+
 def _tables(objective: str, **learner: object) -> Tables:
     return {
         "objective": OBJECTIVES[objective],
@@ -35,7 +45,15 @@ def _tables(objective: str, **learner: object) -> Tables:
 
 
 ARMS = [
-    arm(f"{name},lag={lag}", world="same", nodes=1, steps=SINGLE_STEPS, tables=_tables(name), lag=lag)
+    arm(
+        f"{name},lag={lag}",
+        world="same",
+        nodes=1,
+        steps=SINGLE_STEPS,
+        tables=_tables(name),
+        lag=lag,
+        seeds=None if lag in DECIDING else BETWEEN,
+    )
     for lag in LAGS
     for name in OBJECTIVES
 ] + [
@@ -46,10 +64,12 @@ ARMS = [
         steps=SINGLE_STEPS,
         tables=_tables(name, lr_rule=rule),
         lag=lag,
+        seeds=None if (name, lag) == (DEFAULT, 32) else BETWEEN,
     )
-    for lag in (8, 32, 128)
-    for name in ("DPPO-TV", "CISPO")
-    for rule in ("staleness", "ess")
+    for lag in LAGS
+    if lag > 2
+    for name in RULED
+    for rule in RULES
 ]
 
 EXPERIMENT = Experiment(
@@ -58,8 +78,15 @@ EXPERIMENT = Experiment(
     question="At which age of one's own rollouts does each correction stop learning?",
     setting=f"One node, {SINGLE_STEPS} steps of 8 groups of 8 rollouts, tracker baseline, tasks drawn uniformly.",
     arms=ARMS,
-    comparisons=[Comparison(f"{name},lag=32", f"{name},lag=0") for name in OBJECTIVES]
-    + [Comparison(f"{name},lag=32", "none,lag=32") for name in OBJECTIVES if name != "none"],
+    comparisons=[Comparison(f"{name},lag={lag}", f"{name},lag=0") for lag in LAGS if lag for name in OBJECTIVES]
+    + [Comparison(f"{name},lag=32", "none,lag=32") for name in OBJECTIVES if name != "none"]
+    + [
+        Comparison(f"{DEFAULT},lag={lag},lr={rule}", f"{DEFAULT},lag={against}")
+        for lag in LAGS
+        if lag > 2
+        for rule in RULES
+        for against in (0, lag)
+    ],
     metrics=LEARNED
     | {
         "masked_share": Metric("tokens masked", ".1%", higher_is_better=False),
