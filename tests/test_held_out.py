@@ -73,6 +73,21 @@ async def test_held_out_tasks_are_distinct_held_out_and_the_same_every_time() ->
     assert tasks != await found(source, 20, seed=4)
 
 
+async def test_a_search_takes_few_turns_of_a_judge_whom_others_wait_for() -> None:
+    class Counting(SourceJudge):
+        turns = 0
+
+        async def tasks(self, refs: Sequence[TaskRef]) -> list[Task | TaskError]:
+            self.turns += 1
+            return await super().tasks(refs)
+
+    source = NumberSource()
+    judge = Counting(source)
+    assert len(await held_out_from(judge, source, 20, seed=3)) == 20
+    assert len(source.looked_at) == judge.turns * 32
+    assert judge.turns < 10
+
+
 async def test_a_finite_source_is_searched_within_its_bounds_and_once() -> None:
     source = NumberSource(size=50)
     with pytest.raises(TaskError, match=r"test/echo: 40 held-out questions wanted, \d+ different ones found among 50"):

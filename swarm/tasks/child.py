@@ -35,7 +35,7 @@ class DescribedSource:
 
 
 class Worker:
-    """Made by `start`. After any exception out of `send` or `reply` it may still be busy: it must be aborted and stopped."""
+    """Made by `start`. After any exception out of `send` or `reply` it may be busy: it must be aborted and stopped."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
