@@ -30,7 +30,7 @@ class Family:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoOptions:
     nodes: int = 4
-    steps: int = 120
+    steps: int = 200
     """Per node; a node that has made them goes on sharing until the fleet is stopped."""
     minutes: float = 5.0
     """Wall clock of a fleet's run (not of the models' making and evaluation), whichever ends first."""
