@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from node.demo.models import Score, evaluation_size, read_scores, trained_model
-from node.demo.plan import DemoOptions, Family, node_settings, plan_nodes, to_toml
+from node.demo.plan import DemoOptions, Family, Meeting, node_settings, plan_nodes, to_toml
 from node.demo.plot import save_learning_curves
 from node.demo.processes import ChildFailed
 from node.demo.report import Outcome, closing, deaths, summary, table
@@ -230,7 +230,8 @@ def test_the_config_is_one_that_a_node_takes(tmp_path: Path, alone: bool) -> Non
     ]
     plan = plan_nodes(options, families, tmp_path, {"birch": 77} if alone else {})[1]
     peers = [f"/ip4/127.0.0.1/tcp/4001/p2p/{identity().peer_id}"]
-    settings = node_settings(plan, options, families, model=tmp_path, swarm="demo-1", initial_peers=peers, alone=alone)
+    meeting = None if alone else Meeting("/ip4/127.0.0.1/tcp/4002", peers)
+    settings = node_settings(plan, options, families, model=tmp_path, swarm="demo-1", meeting=meeting)
     file = tmp_path / "node.toml"
     file.write_text(to_toml(settings))
     config = load_config(file)
@@ -241,7 +242,8 @@ def test_the_config_is_one_that_a_node_takes(tmp_path: Path, alone: bool) -> Non
     assert [task.name for task in config.tasks] == ["spell_backward", "rotate_matrix"]
     assert config.exchange.type == ("none" if alone else "p2p")
     assert config.pool.foreign_groups == (0 if alone else 96)
-    assert alone or config.exchange.model_dump()["initial_peers"] == tuple(peers)
+    exchange = config.exchange.model_dump()
+    assert alone or (exchange["listen"], exchange["initial_peers"]) == (("/ip4/127.0.0.1/tcp/4002",), tuple(peers))
 
 
 def test_toml() -> None:

@@ -24,10 +24,12 @@ import pytest
 
 from node.demo import fleet as fleet_module
 from node.demo.fleet import Fleet
+from node.demo.meeting import meetings
 from node.demo.models import Programs, evaluate, evaluation_size, make_seed_models
-from node.demo.plan import DemoOptions, Family, NodePlan, node_settings, plan_nodes
+from node.demo.plan import DemoOptions, Family, Meeting, NodePlan, node_settings, plan_nodes
 from node.demo.processes import ChildFailed, Children, last_line
 from node.demo.state import FleetView, NodeView
+from swarm.wire.identity import Identity
 
 FAMILIES = [Family(name=name, config={}) for name in fake_swarm_node.FAMILIES]
 PROGRAM = fake_swarm_node.PROGRAM
@@ -58,7 +60,7 @@ async def children() -> AsyncIterator[Children]:
         yield children
 
 
-def build(children: Children, root: Path, *, nodes: int = 3, steps: int = 50, head_start: bool = True) -> Fleet:
+def build(children: Children, root: Path, *, nodes: int = 3, steps: int = 50) -> Fleet:
     options = DemoOptions(nodes=nodes, steps=steps)
     plans = plan_nodes(options, FAMILIES, root)
     view = FleetView(
@@ -68,9 +70,8 @@ def build(children: Children, root: Path, *, nodes: int = 3, steps: int = 50, he
         budget_s=60,
     )
 
-    def settings(plan: NodePlan, peers: object) -> dict[str, object]:
-        assert isinstance(peers, (list, tuple))
-        return node_settings(plan, options, FAMILIES, model=root, swarm="demo-test", initial_peers=peers)
+    def settings(plan: NodePlan) -> dict[str, object]:
+        return node_settings(plan, options, FAMILIES, model=root, swarm="demo-test", meeting=Meeting())
 
     return Fleet(
         plans,
@@ -78,14 +79,8 @@ def build(children: Children, root: Path, *, nodes: int = 3, steps: int = 50, he
         children,
         settings=settings,
         command=lambda config: [*PROGRAM, "run", str(config)],
-        head_start=head_start,
         interval_s=0.1,
     )
-
-
-def initial_peers(root: Path, number: int) -> list[str]:
-    config = tomllib.loads((root / f"node-{number}" / "node.toml").read_text())
-    return config["exchange"]["initial_peers"]
 
 
 async def test_nodes_are_started_watched_and_stopped(children: Children, tmp_path: Path) -> None:
@@ -99,11 +94,6 @@ async def test_nodes_are_started_watched_and_stopped(children: Children, tmp_pat
     assert [node.status.steps for node in nodes] == [50] * 3
     assert nodes[0].readings[-1].pass_at_1 == pytest.approx({"spell_backward": 0.3, "rotate_matrix": 0.3})
     assert fleet.view.admitted(nodes[1])["alder"] == 51  # by name, not by peer id
-    assert [initial_peers(tmp_path, i) for i in (1, 2, 3)] == [
-        [],
-        [fake_swarm_node.address_of("alder")],
-        [fake_swarm_node.address_of("alder")],
-    ]
     assert last_line(tmp_path / "node-1" / "log") == "alder starts"
     assert fleet.view.elapsed_s(0.0) > 0
 
@@ -132,7 +122,7 @@ async def test_one_dies_and_the_others_go_on(
     assert (alder.status.steps, cedar.status.steps) == (50, 50)
 
 
-async def test_the_second_becomes_the_first_when_the_first_cannot_start(children: Children, tmp_path: Path) -> None:
+async def test_one_cannot_start_and_the_others_go_on(children: Children, tmp_path: Path) -> None:
     (tmp_path / "node-1").mkdir()
     (tmp_path / "node-1" / "node.lock").mkdir()  # its data directory cannot be locked
     fleet = build(children, tmp_path)
@@ -141,8 +131,19 @@ async def test_the_second_becomes_the_first_when_the_first_cannot_start(children
 
     assert [node.phase for node in fleet.view.nodes] == ["died", "stopped", "stopped"]
     assert "cannot be used" in fleet.view.nodes[0].last_words
-    assert initial_peers(tmp_path, 2) == []
-    assert initial_peers(tmp_path, 3) == [fake_swarm_node.address_of("birch")]
+
+
+def test_nodes_meet_where_they_were_told_to(tmp_path: Path) -> None:
+    plans = plan_nodes(DemoOptions(nodes=4), FAMILIES, tmp_path)
+    alder, birch, cedar, dogwood = (met := meetings(plans)).values()
+    assert list(met) == ["alder", "birch", "cedar", "dogwood"]
+    assert len({meeting.listen for meeting in met.values()}) == 4
+    keys = [Identity.load_or_create(plan.directory / "identity.key") for plan in plans]
+    at = [f"{meeting.listen}/p2p/{key.peer_id}" for meeting, key in zip(met.values(), keys, strict=True)]
+    assert [alder.initial_peers, birch.initial_peers] == [at[1:2], at[:1]]
+    assert [cedar.initial_peers, dogwood.initial_peers] == [at[:2], at[:2]]
+    (single,) = meetings(plans[:1]).values()
+    assert single.initial_peers == []
 
 
 async def test_a_deaf_node_is_killed_with_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,18 +161,20 @@ async def test_a_deaf_node_is_killed_with_its_children(tmp_path: Path, monkeypat
     gone(grandchildren)
 
 
-async def test_cancelled_before_the_first_process_is_there(children: Children, tmp_path: Path) -> None:
-    fleet = build(children, tmp_path)
-
-    async def run() -> None:
+@pytest.mark.parametrize("turns", [1, 2, 3])
+async def test_cancelled_while_processes_are_on_their_way(tmp_path: Path, turns: int) -> None:
+    async def run(children: Children) -> None:
+        fleet = build(children, tmp_path)
         async with fleet.running():
             await fleet.until_done(DEADLINE_S)
 
-    task = asyncio.create_task(run())
-    await asyncio.sleep(0)  # it has begun, and no more
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    async with Children() as children:
+        task = asyncio.create_task(run(children))
+        for _ in range(turns):  # of the event loop: it has begun, and no more
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
     assert psutil.Process().children() == []
 
 

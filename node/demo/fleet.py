@@ -1,7 +1,6 @@
 """Real nodes as processes of this machine: started, watched over gRPC, stopped, swept.
 
-No node waits for another to learn: the first one is given a head start of some seconds, so that the others can be told
-one address to join by, and a node that dies is shown as dead while the others go on.
+No node waits for another: all are started at once, and one that dies is shown as dead while the others go on.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import time
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGTERM
 
@@ -23,8 +22,6 @@ from node.operator_client import NodeClient
 from swarm.errors import ConfigError, NetworkError
 from swarm.wire.v1 import node_pb2
 
-HEAD_START_S = 90.0
-"""A first node that has no address by then is not waited for any longer: the next one becomes the first."""
 STOP_GRACE_S = 20.0
 """For a node that heard "stop" to write its checkpoint and close."""
 TERM_GRACE_S = 10.0
@@ -38,8 +35,6 @@ class _Node:
     view: NodeView
     process: Process | None = None
     life: asyncio.Task[None] | None = None
-    settled: asyncio.Event = field(default_factory=asyncio.Event)
-    """It has an address, or it is gone."""
 
 
 class Fleet:
@@ -51,20 +46,17 @@ class Fleet:
         view: FleetView,
         children: Children,
         *,
-        settings: Callable[[NodePlan, Sequence[str]], Mapping[str, object]],
+        settings: Callable[[NodePlan], Mapping[str, object]],
         command: Callable[[Path], Sequence[str]],
-        head_start: bool = True,
         interval_s: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`settings`: the config of a node that is told these initial peers. `command`: runs a node, given its config
-        file. `head_start`: nodes are to be told of each other."""
+        """`settings`: a node's config. `command`: runs a node, given its config file."""
         self._nodes = [_Node(plan=p, view=v) for p, v in zip(plans, view.nodes, strict=True)]
         self.view = view
         self._children = children
         self._settings = settings
         self._command = command
-        self._head_start = head_start
         self._interval_s = interval_s
         self._clock = clock
         self._news = asyncio.Event()
@@ -74,11 +66,11 @@ class Fleet:
         """Starts every node on entry (and returns at once); on exit, however it comes about, all of them are gone."""
         self.view.started_at = self._clock()
         async with asyncio.TaskGroup() as group:
-            starter = group.create_task(self._start_all(group))
+            for node in self._nodes:
+                node.life = group.create_task(self._look_after(node))
             try:
                 yield
             finally:
-                starter.cancel()
                 self.view.stopped_at = self._clock()
                 for node in self._nodes:
                     if node.life is not None and node.process is None:
@@ -94,22 +86,10 @@ class Fleet:
                     self._news.clear()
                     await self._news.wait()
 
-    async def _start_all(self, group: asyncio.TaskGroup) -> None:
-        waiting = list(self._nodes)
-        known: Sequence[str] = ()
-        while self._head_start and waiting and not known:
-            first = waiting.pop(0)
-            first.life = group.create_task(self._look_after(first, ()))
-            with suppress(TimeoutError):
-                await asyncio.wait_for(first.settled.wait(), HEAD_START_S)
-            known = _dialable(first.view.status) if first.view.phase not in GONE else ()
-        for node in waiting:
-            node.life = group.create_task(self._look_after(node, known))
-
-    async def _look_after(self, node: _Node, initial_peers: Sequence[str]) -> None:
+    async def _look_after(self, node: _Node) -> None:
         """One node's process from start to end."""
         node.plan.directory.mkdir(parents=True, exist_ok=True)
-        node.plan.config_file.write_text(to_toml(self._settings(node.plan, initial_peers)), encoding="utf-8")
+        node.plan.config_file.write_text(to_toml(self._settings(node.plan)), encoding="utf-8")
         node.view.phase = "starting"
         process = await self._children.start_logged(self._command(node.plan.config_file), node.plan.log_file)
         node.process = process
@@ -120,7 +100,6 @@ class Fleet:
         node.view.exit_code = code
         node.view.phase = "stopped" if code in (0, -SIGTERM) else "died"
         node.view.last_words = last_line(node.plan.log_file) if node.view.phase == "died" else ""
-        node.settled.set()
         self._news.set()
 
     async def _watch(self, node: _Node, pid: int) -> None:
@@ -135,8 +114,6 @@ class Fleet:
 
     def _observe(self, node: _Node, status: node_pb2.NodeStatus) -> None:
         node.view.observe(status, self.view.elapsed_s(self._clock()))
-        if status.addresses:
-            node.settled.set()
         self._news.set()
 
     async def _stop(self, node: _Node) -> None:
@@ -166,7 +143,3 @@ def _endpoint(plan: NodePlan) -> RpcEndpoint | None:
     with suppress(ConfigError):
         return DataDirectory(plan.directory).endpoint()
     return None
-
-
-def _dialable(status: node_pb2.NodeStatus) -> list[str]:
-    return [a if "/p2p/" in a else f"{a}/p2p/{status.peer}" for a in status.addresses]

@@ -64,6 +64,16 @@ class NodePlan:
         return self.directory / "log"
 
 
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """How a node and the others find each other."""
+
+    listen: str = "/ip4/127.0.0.1/tcp/0"
+    """Multiaddr."""
+    initial_peers: Sequence[str] = ()
+    """Multiaddrs, with peer ids."""
+
+
 def plan_nodes(
     options: DemoOptions, families: Sequence[Family], root: Path, steps: Mapping[str, int] | None = None
 ) -> list[NodePlan]:
@@ -94,18 +104,10 @@ def node_settings(
     *,
     model: Path,
     swarm: str,
-    initial_peers: Sequence[str] = (),
-    alone: bool = False,
+    meeting: Meeting | None,
 ) -> dict[str, object]:
-    """The node's config, as the tables of `node.config.NodeConfig`. `alone` differs in the exchange and in nothing else
-    that a node without peers would notice."""
-    exchange: dict[str, object] = {
-        "type": "p2p",
-        "listen": ["/ip4/127.0.0.1/tcp/0"],
-        "initial_peers": list(initial_peers),
-        "heartbeat_s": 5.0,
-        "relay": False,
-    }
+    """The node's config, as the tables of `node.config.NodeConfig`. Without a meeting it differs in the exchange and in
+    nothing else that a node without peers would notice."""
     return {
         "name": plan.name,
         "data_dir": str(plan.directory.resolve()),
@@ -119,13 +121,23 @@ def node_settings(
         "learner": {"lr": 5e-4, "warmup_steps": 10, "tokens_per_micro_batch": 2048},
         # One operator's nodes know each other: none has to earn its share first.
         "pool": {
-            "foreign_groups": 0 if alone else PEERS_GROUPS,
+            "foreign_groups": PEERS_GROUPS if meeting else 0,
             "newcomer_share": 1.0,
         },
         "swarm": {"name": swarm},
-        "exchange": {"type": "none"} if alone else exchange,
+        "exchange": _exchange(meeting) if meeting else {"type": "none"},
         "eval": {"every_steps": 25, "tasks_per_family": 32},
         "checkpoint": {"every_steps": 100},
+    }
+
+
+def _exchange(meeting: Meeting) -> dict[str, object]:
+    return {
+        "type": "p2p",
+        "listen": [meeting.listen],
+        "initial_peers": list(meeting.initial_peers),
+        "heartbeat_s": 5.0,
+        "relay": False,
     }
 
 

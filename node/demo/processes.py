@@ -12,7 +12,7 @@ import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -37,17 +37,38 @@ class Children:
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         self._environment = {**os.environ, **ENVIRONMENT, **(environment or {})}
         self._alive: set[Process] = set()
+        self._starting: set[asyncio.Task[Process]] = set()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         """Nobody is left: what still runs is killed."""
+        await asyncio.gather(*self._starting, return_exceptions=True)
         self.kill()
         await asyncio.gather(*(self.reap(process) for process in list(self._alive)))
 
     async def spawn(self, command: Sequence[str], *, output: int, errors: int) -> Process:
         """Starts `command` with its output going to file descriptors (or PIPE). Call `reap` when done with it."""
+        return await self._whole(self._start(command, output, errors))
+
+    async def start_logged(self, command: Sequence[str], log: Path) -> Process:
+        """Starts a long-lived child whose output, all of it, is appended to `log`."""
+        return await self._whole(self._start_logged(command, log))
+
+    async def _whole(self, start: Coroutine[None, None, Process]) -> Process:
+        """A child is started or it is not: cancelled on its way, it would be there and nobody would know of it. So it
+        comes, and is killed."""
+        starting = asyncio.create_task(start)
+        self._starting.add(starting)
+        starting.add_done_callback(self._starting.discard)
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            starting.add_done_callback(_unwanted)
+            raise
+
+    async def _start(self, command: Sequence[str], output: int, errors: int) -> Process:
         wrapped = [sys.executable, "-m", "node.demo.child", str(os.getpid()), *command]
         process = await asyncio.create_subprocess_exec(
             *wrapped,
@@ -61,11 +82,10 @@ class Children:
         self._alive.add(process)
         return process
 
-    async def start_logged(self, command: Sequence[str], log: Path) -> Process:
-        """Starts a long-lived child whose output, all of it, is appended to `log`."""
+    async def _start_logged(self, command: Sequence[str], log: Path) -> Process:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
-            return await self.spawn(command, output=file.fileno(), errors=file.fileno())
+            return await self._start(command, file.fileno(), file.fileno())
 
     async def reap(self, process: Process) -> int:
         """Waits until it ends by itself, then sweeps what is left of its group. Returns its exit code."""
@@ -98,6 +118,11 @@ class Children:
         """SIGKILL to every child and its group, now."""
         for process in self._alive:
             signal_group(process, signal.SIGKILL)
+
+
+def _unwanted(started: asyncio.Task[Process]) -> None:
+    if not started.cancelled() and started.exception() is None:
+        signal_group(started.result(), signal.SIGKILL)
 
 
 def signal_group(process: Process, number: signal.Signals) -> None:

@@ -17,8 +17,9 @@ from rich.text import Text
 
 from node.demo import report, screen
 from node.demo.fleet import Fleet
+from node.demo.meeting import meetings
 from node.demo.models import Programs, Scores, evaluate, evaluation_size, make_seed_models, trained_model
-from node.demo.plan import DemoOptions, Family, NodePlan, node_settings, plan_nodes, to_toml
+from node.demo.plan import DemoOptions, Family, Meeting, NodePlan, node_settings, plan_nodes, to_toml
 from node.demo.processes import Children
 from node.demo.report import Outcome
 from node.demo.state import FleetView, NodeView
@@ -65,7 +66,9 @@ class Demo:
         example = self.root / ".check.toml"
         try:
             for alone in {False, self.compare}:
-                example.write_text(to_toml(self._settings(self._plans(alone)[0], (), alone)), encoding="utf-8")
+                example.write_text(
+                    to_toml(self._settings(self._plans(alone)[0], None if alone else Meeting())), "utf-8"
+                )
                 load_config(example, self._overrides(alone))
         finally:
             example.unlink(missing_ok=True)
@@ -112,13 +115,13 @@ class Demo:
 
     async def _run_fleet(self, plans: Sequence[NodePlan], view: FleetView, children: Children, alone: bool) -> None:
         view.activity, view.activity_done = "", None
+        meeting = {} if alone else meetings(plans)
         fleet = Fleet(
             plans,
             view,
             children,
-            settings=lambda plan, peers: self._settings(plan, peers, alone),
+            settings=lambda plan: self._settings(plan, meeting.get(plan.name)),
             command=lambda config: self._run_command(config, alone),
-            head_start=not alone,
         )
         async with fleet.running():
             await fleet.until_done(view.budget_s)
@@ -138,15 +141,14 @@ class Demo:
             budget_s=self.options.minutes * 60,
         )
 
-    def _settings(self, plan: NodePlan, peers: Sequence[str], alone: bool) -> dict[str, object]:
+    def _settings(self, plan: NodePlan, meeting: Meeting | None) -> dict[str, object]:
         return node_settings(
             plan,
             self.options,
             self.families,
             model=self._models.get(plan.name, self.root),
             swarm=self._swarm,
-            initial_peers=peers,
-            alone=alone,
+            meeting=meeting,
         )
 
     def _overrides(self, alone: bool) -> list[str]:
