@@ -10,7 +10,11 @@ from node.lab.experiment import Comparison, Experiment, Metric
 from node.lab.experiments.common import LEARNED, PASS, SINGLE_STEPS, UNIFORM
 from node.lab.settings import Tables, arm
 
-LAGS = (0, 2, 8, 32, 128)
+LAGS = (0, 2, 8, 32)
+#: And of those that can still do at lag 32 what they could before.
+OLDEST = 128
+#: With a rule for the learning rate.
+RULED_LAGS = (8, 32)
 #: What staleness costs is the difference of these, with every seed.
 DECIDING = (0, 32)
 #: Of the other lags. Not the first two: lags 0 and 32 of those were made on another kind of processor.
@@ -27,12 +31,12 @@ OBJECTIVES: dict[str, dict[str, object]] = {
     "M2PO": {"type": "m2po", "budget": 0.04},
     "VESPO": {"type": "vespo"},
 }
-
-
 DEFAULT = "DPPO-TV"
-#: Learning-rate rules, and the objectives under which they are tried.
+HARDY = ("PPO", DEFAULT, "M2PO", "VESPO")
+#: Of the learning rate.
 RULES = ("staleness", "ess")
-RULED = (DEFAULT, "CISPO")
+RULED = [*((name, lag) for lag in RULED_LAGS for name in (DEFAULT, "CISPO")), (DEFAULT, OLDEST)]
+PAIRS = [*((name, lag) for lag in LAGS for name in OBJECTIVES), *((name, OLDEST) for name in HARDY)]
 
 
 def _tables(objective: str, **learner: object) -> Tables:
@@ -54,8 +58,7 @@ ARMS = [
         lag=lag,
         seeds=None if lag in DECIDING else BETWEEN,
     )
-    for lag in LAGS
-    for name in OBJECTIVES
+    for name, lag in PAIRS
 ] + [
     arm(
         f"{name},lag={lag},lr={rule}",
@@ -66,9 +69,7 @@ ARMS = [
         lag=lag,
         seeds=None if (name, lag) == (DEFAULT, 32) else BETWEEN,
     )
-    for lag in LAGS
-    if lag > 2
-    for name in RULED
+    for name, lag in RULED
     for rule in RULES
 ]
 
@@ -78,12 +79,11 @@ EXPERIMENT = Experiment(
     question="At which age of one's own rollouts does each correction stop learning?",
     setting=f"One node, {SINGLE_STEPS} steps of 8 groups of 8 rollouts, tracker baseline, tasks drawn uniformly.",
     arms=ARMS,
-    comparisons=[Comparison(f"{name},lag={lag}", f"{name},lag=0") for lag in LAGS if lag for name in OBJECTIVES]
+    comparisons=[Comparison(f"{name},lag={lag}", f"{name},lag=0") for name, lag in PAIRS if lag]
     + [Comparison(f"{name},lag=32", "none,lag=32") for name in OBJECTIVES if name != "none"]
     + [
-        Comparison(f"{DEFAULT},lag={lag},lr={rule}", f"{DEFAULT},lag={against}")
-        for lag in LAGS
-        if lag > 2
+        Comparison(f"{name},lag={lag},lr={rule}", f"{name},lag={against}")
+        for name, lag in RULED
         for rule in RULES
         for against in (0, lag)
     ],
