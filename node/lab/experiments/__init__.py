@@ -20,6 +20,7 @@ EXPERIMENTS: Mapping[str, str] = {
     "tracker": "node.lab.experiments.tracker",
     "peers-in-tracker": "node.lab.experiments.peers_in_tracker",
     "staleness": "node.lab.experiments.staleness",
+    "learning-rate": "node.lab.experiments.learning_rate",
     "cross-tokenizer": "node.lab.experiments.cross_tokenizer",
     "mix": "node.lab.experiments.mix",
     "novelty": "node.lab.experiments.novelty",

@@ -1,0 +1,85 @@
+"""Are the other experiments' answers answers at one learning rate only? The decisive ones again, with shorter steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from node.lab.experiment import Arm, Comparison, Experiment
+from node.lab.experiments import ablation
+from node.lab.experiments.common import COSTS, LEARNED, LEARNER, LOOK, NODES, PASS, SINGLE_STEPS, STEPS, UNIFORM
+from node.lab.settings import Tables, arm
+
+LR = 5e-4
+"""Of all other experiments."""
+FACTORS = (1.0, 0.5, 0.25)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    name: str
+    world: str = "same"
+    nodes: int = 1
+    steps: int = SINGLE_STEPS
+    tables: Tables = field(default_factory=lambda: {"sampler": UNIFORM, "pool": {"max_lag": 1000}})
+    learner: dict[str, object] = field(default_factory=dict)
+    lag: int | None = None
+    factors: Sequence[float] = FACTORS
+
+    def arm(self, factor: float) -> Arm:
+        tables = {**self.tables, "learner": {**self.learner, "lr": factor * LR}}
+        return arm(
+            self.at(factor),
+            world=self.world,
+            nodes=self.nodes,
+            steps=self.steps,
+            tables=tables,
+            lag=self.lag,
+            seeds=LOOK,
+        )
+
+    def at(self, factor: float) -> str:
+        return f"{self.name}:x{factor:g}"
+
+
+def _shared(foreign: int) -> Tables:
+    return {"sampler": UNIFORM, "pool": {"own_groups": 8, "foreign_groups": foreign, "own_capacity": 8}}
+
+
+ALONE = Case(name="alone", lag=0, factors=(2.0, *FACTORS, 0.125))
+DEFAULT = Case(
+    name="default",
+    world="skills",
+    nodes=NODES,
+    steps=ablation.STEPS,
+    tables=ablation.DEFAULT,
+    learner=LEARNER,
+    factors=(2.0, *FACTORS),
+)
+CASES = (
+    ALONE,
+    Case(name="lag-32", lag=32),
+    Case(name="two-updates", lag=0, learner={"updates_per_batch": 2}),
+    DEFAULT,
+    *(
+        Case(name=f"8+{j}", world="skills", nodes=NODES, steps=STEPS, tables=_shared(j), learner=LEARNER)
+        for j in (0, 24)
+    ),
+)
+
+EXPERIMENT = Experiment(
+    name="learning-rate",
+    version=1,
+    question="Are the other experiments' answers answers at one learning rate only?",
+    setting=f"xF: at F times their learning rate of {LR:g}. One node, {SINGLE_STEPS} steps of 8 groups of 8 rollouts:"
+    " alone, from batches that are 32 versions old, with two updates a batch. Four nodes, each good at a family of its"
+    f" own: 8+J as in sharing-skills ({STEPS} steps), the default as in ablation ({ablation.STEPS} steps).",
+    arms=[case.arm(factor) for case in CASES for factor in case.factors],
+    comparisons=[
+        *(Comparison(case.at(f), case.at(1.0)) for case in CASES for f in case.factors if f != 1.0),
+        *(Comparison(f"{name}:x{f:g}", ALONE.at(f)) for f in FACTORS for name in ("lag-32", "two-updates")),
+        *(Comparison(f"8+24:x{f:g}", f"8+0:x{f:g}") for f in FACTORS),
+    ],
+    metrics=LEARNED | COSTS,
+    plots=[PASS],
+)
