@@ -52,7 +52,7 @@ CHANGES: dict[str, Tables] = {
 SETTLED = ("no-peers", "group-baseline", "groups-of-4", "peers-failures", "cut-off-scored")
 
 
-def _tables(change: Tables) -> Tables:
+def tables(change: Tables) -> Tables:
     """The default's, with `change`'s keys over them."""
     return {name: {**DEFAULT.get(name, {}), **change.get(name, {})} for name in {**DEFAULT, **change}}
 
@@ -69,7 +69,7 @@ EXPERIMENT = Experiment(
             world="skills",
             nodes=NODES,
             steps=STEPS,
-            tables=_tables(change),
+            tables=tables(change),
             seeds=LOOK if name in SETTLED else None,
         )
         for name, change in {"default": {}, **CHANGES}.items()

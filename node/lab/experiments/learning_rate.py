@@ -47,24 +47,28 @@ def _shared(foreign: int) -> Tables:
 
 
 ALONE = Case(name="alone", lag=0, factors=(2.0, *FACTORS, 0.125))
-DEFAULT = Case(
-    name="default",
-    world="skills",
-    nodes=NODES,
-    steps=ablation.STEPS,
-    tables=ablation.DEFAULT,
-    learner=LEARNER,
-    factors=(2.0, *FACTORS),
+DEFAULT, WITHOUT_PEERS = (
+    Case(
+        name=name,
+        world="skills",
+        nodes=NODES,
+        steps=ablation.STEPS,
+        tables=ablation.tables(change),
+        learner=LEARNER,
+        factors=(2.0, *FACTORS),
+    )
+    for name, change in (("default", {}), ("default-alone", ablation.CHANGES["no-peers"]))
 )
+SHARING = [
+    Case(name=f"8+{j}", world="skills", nodes=NODES, steps=STEPS, tables=_shared(j), learner=LEARNER) for j in (0, 24)
+]
 CASES = (
     ALONE,
     Case(name="lag-32", lag=32),
     Case(name="two-updates", lag=0, learner={"updates_per_batch": 2}),
     DEFAULT,
-    *(
-        Case(name=f"8+{j}", world="skills", nodes=NODES, steps=STEPS, tables=_shared(j), learner=LEARNER)
-        for j in (0, 24)
-    ),
+    WITHOUT_PEERS,
+    *SHARING,
 )
 
 EXPERIMENT = Experiment(
@@ -73,11 +77,13 @@ EXPERIMENT = Experiment(
     question="Are the other experiments' answers answers at one learning rate only?",
     setting=f"xF: at F times their learning rate of {LR:g}. One node, {SINGLE_STEPS} steps of 8 groups of 8 rollouts:"
     " alone, from batches that are 32 versions old, with two updates a batch. Four nodes, each good at a family of its"
-    f" own: 8+J as in sharing-skills ({STEPS} steps), the default as in ablation ({ablation.STEPS} steps).",
+    f" own: 8+J as in sharing-skills ({STEPS} steps), the default with and without peers as in ablation"
+    f" ({ablation.STEPS} steps).",
     arms=[case.arm(factor) for case in CASES for factor in case.factors],
     comparisons=[
         *(Comparison(case.at(f), case.at(1.0)) for case in CASES for f in case.factors if f != 1.0),
         *(Comparison(f"{name}:x{f:g}", ALONE.at(f)) for f in FACTORS for name in ("lag-32", "two-updates")),
+        *(Comparison(DEFAULT.at(f), WITHOUT_PEERS.at(f)) for f in DEFAULT.factors),
         *(Comparison(f"8+24:x{f:g}", f"8+0:x{f:g}") for f in FACTORS),
     ],
     metrics=LEARNED | COSTS,
