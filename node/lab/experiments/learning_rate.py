@@ -25,6 +25,8 @@ class Case:
     learner: dict[str, object] = field(default_factory=dict)
     lag: int | None = None
     factors: Sequence[float] = FACTORS
+    deciding: Sequence[float] = ()
+    """Factors with every seed; the others are looked at."""
 
     def arm(self, factor: float) -> Arm:
         tables = {**self.tables, "learner": {**self.learner, "lr": factor * LR}}
@@ -35,7 +37,7 @@ class Case:
             steps=self.steps,
             tables=tables,
             lag=self.lag,
-            seeds=LOOK,
+            seeds=None if factor in self.deciding else LOOK,
         )
 
     def at(self, factor: float) -> str:
@@ -60,7 +62,16 @@ DEFAULT, WITHOUT_PEERS = (
     for name, change in (("default", {}), ("default-alone", ablation.CHANGES["no-peers"]))
 )
 SHARING = [
-    Case(name=f"8+{j}", world="skills", nodes=NODES, steps=STEPS, tables=_shared(j), learner=LEARNER) for j in (0, 24)
+    Case(
+        name=f"8+{j}",
+        world="skills",
+        nodes=NODES,
+        steps=STEPS,
+        tables=_shared(j),
+        learner=LEARNER,
+        deciding=(1.0, 0.5),
+    )
+    for j in (0, 24)
 ]
 CASES = (
     ALONE,
