@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from node.lab.experiment import Arm, Comparison, Experiment
@@ -22,7 +22,7 @@ class Case:
     nodes: int = 1
     steps: int = SINGLE_STEPS
     tables: Tables = field(default_factory=lambda: {"sampler": UNIFORM, "pool": {"max_lag": 1000}})
-    learner: dict[str, object] = field(default_factory=dict)
+    learner: Mapping[str, object] = field(default_factory=dict)
     lag: int | None = None
     factors: Sequence[float] = FACTORS
     deciding: Sequence[float] = ()
