@@ -293,6 +293,10 @@ def test_the_whole_demo(tmp_path: Path, commands: list[Command]) -> None:
     assert (tmp_path / "demo" / "learning-curve.png").stat().st_size > 20_000
     config = tomllib.loads((tmp_path / "demo" / "alone" / "node-1" / "node.toml").read_text())
     assert config["exchange"] == {"type": "none"}
+    exchanges = [tomllib.loads((tmp_path / "demo" / f"node-{i}" / "node.toml").read_text())["exchange"] for i in (1, 2)]
+    for one, other in (exchanges, exchanges[::-1]):  # told of each other
+        (address,) = one["initial_peers"]
+        assert address.startswith(f"{other['listen'][0]}/p2p/")
     assert "2 nodes, mean pass@1 30 % → 60 %" in commands[0].output
     assert "gRPC" not in commands[0].output  # nothing that would spoil the screen
 

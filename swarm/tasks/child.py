@@ -77,8 +77,8 @@ class Worker:
         return self._process.returncode is None
 
     async def send(self, requests: Sequence[Mapping[str, Any]]) -> list[int]:
-        """The number of each, by which `reply` fetches its answer; they are served in this order. All of them together
-        must fit into a pipe. Raises TaskError when the process has died."""
+        """The number of each, by which `reply` fetches its answer; they are served in this order. Several of them
+        must fit into a pipe together. Raises TaskError when the process has died."""
         numbers = [next(self._ids) for _ in requests]
         await self._write(*({"id": number, **request} for number, request in zip(numbers, requests, strict=True)))
         return numbers

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from node.lab.experiment import Arm, Comparison, Experiment
 from node.lab.experiments import ablation
@@ -21,15 +21,14 @@ class Case:
     world: str = "same"
     nodes: int = 1
     steps: int = SINGLE_STEPS
-    tables: Tables = field(default_factory=lambda: {"sampler": UNIFORM, "pool": {"max_lag": 1000}})
-    learner: Mapping[str, object] = field(default_factory=dict)
+    tables: Tables
     lag: int | None = None
     factors: Sequence[float] = FACTORS
     deciding: Sequence[float] = ()
     """Factors with every seed; the others are looked at."""
 
     def arm(self, factor: float) -> Arm:
-        tables = {**self.tables, "learner": {**self.learner, "lr": factor * LR}}
+        tables = {**self.tables, "learner": {**self.tables.get("learner", {}), "lr": factor * LR}}
         return arm(
             self.at(factor),
             world=self.world,
@@ -45,10 +44,13 @@ class Case:
 
 
 def _shared(foreign: int) -> Tables:
-    return {"sampler": UNIFORM, "pool": {"own_groups": 8, "foreign_groups": foreign, "own_capacity": 8}}
+    pool = {"own_groups": 8, "foreign_groups": foreign, "own_capacity": 8}
+    return {"sampler": UNIFORM, "learner": LEARNER, "pool": pool}
 
 
-ALONE = Case(name="alone", lag=0, factors=(2.0, *FACTORS, 0.125))
+OLD: Tables = {"sampler": UNIFORM, "pool": {"max_lag": 1000}}
+TWICE: Tables = {**OLD, "learner": {"updates_per_batch": 2}}
+ALONE = Case(name="alone", tables=OLD, lag=0, factors=(2.0, *FACTORS, 0.125))
 DEFAULT, WITHOUT_PEERS = (
     Case(
         name=name,
@@ -56,7 +58,6 @@ DEFAULT, WITHOUT_PEERS = (
         nodes=NODES,
         steps=ablation.STEPS,
         tables=ablation.tables(change),
-        learner=LEARNER,
         factors=(2.0, *FACTORS),
     )
     for name, change in (("default", {}), ("default-alone", ablation.CHANGES["no-peers"]))
@@ -68,15 +69,14 @@ SHARING = [
         nodes=NODES,
         steps=STEPS,
         tables=_shared(j),
-        learner=LEARNER,
         deciding=(1.0, 0.5),
     )
     for j in (0, 24)
 ]
 CASES = (
     ALONE,
-    Case(name="lag-32", lag=32),
-    Case(name="two-updates", lag=0, learner={"updates_per_batch": 2}),
+    Case(name="lag-32", tables=OLD, lag=32),
+    Case(name="two-updates", tables=TWICE, lag=0),
     DEFAULT,
     WITHOUT_PEERS,
     *SHARING,
