@@ -24,6 +24,9 @@ from node.lab.worlds import WORLDS, families
 
 Tables = Mapping[str, Mapping[str, object]]
 
+LR = 5e-4
+"""Of every experiment that does not say another: right for many small groups (the default's 32 of 2), two to four times
+too large for a lone node with 8 groups of 8 (docs/experiments/learning-rate.md)."""
 #: The tables of a node's config. Own rollouts only, unless an arm says otherwise.
 BASE: Tables = {
     "sampler": {"group_size": 8, "max_new_tokens": 24, "exploration": 0.05, "candidates": 4},
@@ -33,7 +36,7 @@ BASE: Tables = {
     "foreign": {"type": "receiver_baseline", "low": 0.2, "high": 0.28, "demand": 2.0, "negatives": 0.0},
     "foreign_gate": {"type": "none"},
     "learner": {
-        "lr": 5e-4,
+        "lr": LR,
         "betas": [0.9, 0.95],
         "weight_decay": 0.0,
         "grad_clip": 1.0,

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from node.lab.experiment import Arm, Comparison, Experiment
 from node.lab.experiments import ablation
 from node.lab.experiments.common import COSTS, LEARNED, LEARNER, LOOK, NODES, PASS, SINGLE_STEPS, STEPS, UNIFORM
-from node.lab.settings import Tables, arm
+from node.lab.settings import LR, Tables, arm
 
-LR = 5e-4
-"""Of all other experiments."""
 FACTORS = (1.0, 0.5, 0.25)
 
 

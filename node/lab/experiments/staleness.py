@@ -1,24 +1,28 @@
 """Experiment 4: how old may one's own rollouts be, under which correction?
 
 Every batch is exactly `lag` policy versions old when it is learned from. Token-level TIS is AReaL's decoupled objective
-with cap 2: with one update per batch its PPO ratio is 1.
+with cap 2: with one update per batch its PPO ratio is 1. The experiments' usual learning rate is too large for this
+node (docs/experiments/learning-rate.md), and old rollouts are where that shows first: what decides is asked again at
+a quarter of it.
 """
 
 from __future__ import annotations
 
-from node.lab.experiment import Comparison, Experiment, Metric
-from node.lab.experiments.common import LEARNED, PASS, SINGLE_STEPS, UNIFORM
-from node.lab.settings import Tables, arm
+from collections.abc import Sequence
+
+from node.lab.experiment import Arm, Comparison, Experiment, Metric
+from node.lab.experiments.common import LEARNED, LOOK, PASS, SINGLE_STEPS, UNIFORM
+from node.lab.settings import LR, arm
 
 LAGS = (0, 2, 8, 32)
 #: And of those that can still do at lag 32 what they could before.
 OLDEST = 128
 #: With a rule for the learning rate.
 RULED_LAGS = (8, 32)
-#: What staleness costs is the difference of these, with every seed.
-DECIDING = (0, 32)
+#: Seeds of lags 0 and 32 at the usual rate.
+PLAIN = (1, 2, 3)
 #: Of the other lags. Not the first two: lags 0 and 32 of those were made on another kind of processor.
-BETWEEN = (3, 4)
+BETWEEN = (3,)
 OBJECTIVES: dict[str, dict[str, object]] = {
     "none": {"type": "reinforce"},
     "token-TIS": {"type": "decoupled_ppo", "cap": 2.0},
@@ -36,51 +40,55 @@ HARDY = ("PPO", DEFAULT, "M2PO", "VESPO")
 #: Of the learning rate.
 RULES = ("staleness", "ess")
 RULED = [*((name, lag) for lag in RULED_LAGS for name in (DEFAULT, "CISPO")), (DEFAULT, OLDEST)]
+QUARTER = 0.25 * LR
+#: What staleness costs is the difference of these, with every seed.
+DECIDING = (0, 32)
 PAIRS = [*((name, lag) for lag in LAGS for name in OBJECTIVES), *((name, OLDEST) for name in HARDY)]
+#: At lag 0 every ratio is 1 and every correction the same, up to rounding.
+FRESH = f"{DEFAULT},lag=0,quarter"
+QUARTER_PAIRS = [
+    *((name, 0) for name in ("none", DEFAULT)),
+    *((name, lag) for lag in (32, OLDEST) for name in OBJECTIVES),
+]
 
 
-def _tables(objective: str, **learner: object) -> Tables:
-    return {
-        "objective": OBJECTIVES[objective],
-        "sampler": UNIFORM,
-        "pool": {"max_lag": 1000},
-        "learner": learner,
-    }
+def _arm(name: str, objective: str, lag: int, seeds: Sequence[int] | None, **learner: object) -> Arm:
+    return arm(
+        name,
+        world="same",
+        nodes=1,
+        steps=SINGLE_STEPS,
+        tables={
+            "objective": OBJECTIVES[objective],
+            "sampler": UNIFORM,
+            "pool": {"max_lag": 1000},
+            "learner": learner,
+        },
+        lag=lag,
+        seeds=seeds,
+    )
 
 
 ARMS = [
-    arm(
-        f"{name},lag={lag}",
-        world="same",
-        nodes=1,
-        steps=SINGLE_STEPS,
-        tables=_tables(name),
-        lag=lag,
-        seeds=None if lag in DECIDING else BETWEEN,
-    )
-    for name, lag in PAIRS
-] + [
-    arm(
-        f"{name},lag={lag},lr={rule}",
-        world="same",
-        nodes=1,
-        steps=SINGLE_STEPS,
-        tables=_tables(name, lr_rule=rule),
-        lag=lag,
-        seeds=None if (name, lag) == (DEFAULT, 32) else BETWEEN,
-    )
-    for name, lag in RULED
-    for rule in RULES
+    *(_arm(f"{name},lag={lag}", name, lag, PLAIN if lag in DECIDING else BETWEEN) for name, lag in PAIRS),
+    *(
+        _arm(f"{name},lag={lag},quarter", name, lag, None if lag in DECIDING else LOOK, lr=QUARTER)
+        for name, lag in QUARTER_PAIRS
+    ),
+    *(_arm(f"{name},lag={lag},lr={rule}", name, lag, BETWEEN, lr_rule=rule) for name, lag in RULED for rule in RULES),
 ]
 
 EXPERIMENT = Experiment(
     name="staleness",
     version=1,
     question="At which age of one's own rollouts does each correction stop learning?",
-    setting=f"One node, {SINGLE_STEPS} steps of 8 groups of 8 rollouts, tracker baseline, tasks drawn uniformly.",
+    setting=f"One node, {SINGLE_STEPS} steps of 8 groups of 8 rollouts, tracker baseline, tasks drawn uniformly;"
+    " quarter: at a quarter of the learning rate.",
     arms=ARMS,
     comparisons=[Comparison(f"{name},lag={lag}", f"{name},lag=0") for name, lag in PAIRS if lag]
     + [Comparison(f"{name},lag=32", "none,lag=32") for name in OBJECTIVES if name != "none"]
+    + [Comparison(f"{name},lag={lag},quarter", FRESH) for name, lag in QUARTER_PAIRS if (name, lag) != (DEFAULT, 0)]
+    + [Comparison(f"{name},lag=32,quarter", "none,lag=32,quarter") for name in OBJECTIVES if name != "none"]
     + [
         Comparison(f"{name},lag={lag},lr={rule}", f"{name},lag={against}")
         for name, lag in RULED
