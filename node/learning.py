@@ -1,27 +1,20 @@
-"""The learner's side of a node: what it draws, what a step leaves behind, and how all of it is kept.
-
-Everything that a node has learned is here: weights, optimiser, tracker, sampler, counters. A checkpoint is a copy that
-is taken between two steps, so that its parts belong together, and is written while the next steps are made.
-"""
+"""The learner's side of a node: what it draws, what a step leaves behind, and how it goes back where a step failed."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
-
-import torch
+from typing import TypeVar
 
 from node.algorithms import ForeignConfig
 from node.appetite import Appetite
 from node.backlog import Outstanding
-from node.checkpoint import CheckpointStore, Score
+from node.checkpoint import CheckpointStore
 from node.config import CheckpointConfig
 from node.divergence import GoBack
 from node.engine.base import StepReport, Weights
@@ -34,9 +27,9 @@ from node.logs import ids
 from node.metrics import MetricsLog
 from node.pool import RolloutPool
 from node.progress import Progress
-from node.rl.average import Average
 from node.rl.foreign import FOREIGN
 from node.rl.lessons import credits
+from node.saving import Saving
 from node.time_account import CHECKPOINT, OWN_GROUPS, PAUSED, WEIGHTS, WORKING, Times
 from node.way_back import Reload, go_back
 from swarm.errors import CheckpointError
@@ -49,22 +42,6 @@ log = logging.getLogger(__name__)
 HOLDER = "divergence"
 POISONED = Standing.TRUSTED
 """Trust that a peer loses for a step that its groups made impossible. Who has none to lose is struck for it."""
-REWARD_STEPS = 50
-"""That the moving average of own rewards goes back, by which checkpoints are compared before anything is evaluated."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Copy:
-    """All that goes into a checkpoint, as it was between two steps."""
-
-    step: int
-    weights: Mapping[str, torch.Tensor]
-    tensors: Mapping[str, torch.Tensor]
-    state: Callable[[], dict[str, Any]]
-    """Makes the JSON of then, in any thread."""
-    score: Score | None
-    spare: Collection[int]
-    """Steps whose checkpoints stay."""
 
 
 class Learning:
@@ -87,12 +64,10 @@ class Learning:
     ) -> None:
         """`credit` is told what a step was worth to whom (`node.rl.lessons.credits`). Without `reload`, the node goes
         back to no earlier checkpoint, whatever happens."""
-        self._policy = policy
         self._trainer = trainer
         self._progress = progress
         self._foreign = foreign
         self._store = store
-        self._config = config
         self._running = running
         self._metrics_log = metrics_log
         self._credit = credit
@@ -101,16 +76,21 @@ class Learning:
         self._trainer.lr_scale = progress.divergence.lr_scale
         self.times = times or Times()
         self._failed = False  # in a step; what it left behind is still there
-        self._outstanding = outstanding
         self._drawn: dict[GroupId, Experience] = {}
-        self._reward = Average()
         self._last_step = asyncio.get_running_loop().time()
         self._between_steps = asyncio.Lock()
-        self._saving = asyncio.Lock()
-        self._copied_at = progress.steps
-        self._unsaved: _Copy | None = None
-        self._copied = asyncio.Event()
         self._stepped = asyncio.Event()
+        self._saving = Saving(
+            policy=policy,
+            trainer=trainer,
+            progress=progress,
+            store=store,
+            config=config,
+            outstanding=outstanding,
+            between_steps=self._between_steps,
+            drawn=lambda: [*self._drawn.values()],
+            recover=self.recover,
+        )
 
     @property
     def steps(self) -> int:
@@ -256,8 +236,6 @@ class Learning:
         rate = sum(e.group.num_sampled for e in batch if e.own) / seconds
         self._last_step = now
         self.appetite.stepped(batch, seconds)
-        if "own_reward" in report.metrics:
-            self._reward = self._reward.observe(report.metrics["own_reward"], 1.0 - 1.0 / REWARD_STEPS)
         metrics = report.metrics | {"tokens_per_s": rate} | self._progress.ledger.take_refused_share()
         report = replace(report, metrics=metrics | self._alarmed(metrics) | self._progress.divergence.gauges())
         self._progress.ledger.step(self.steps, report)
@@ -285,78 +263,19 @@ class Learning:
 
     async def copy_if_due(self) -> None:
         """Takes the copy for the next checkpoint, which `save` writes. Training waits for the copy of the tensors, and
-        never for the disk: as long as the one before is being written, none is due."""
-        due = self.steps - self._copied_at >= self._config.every_steps
-        if due and self._unsaved is None and not self._saving.locked():
+        never for the disk."""
+        if self._saving.due:
             with self.times.learner.during(CHECKPOINT):
-                self._unsaved = await to_its_end(self._copy())
-            self._copied.set()
+                await self._saving.copy()
 
     async def save(self) -> None:
-        """Writes the next copy down, waiting for one. A disk that fails costs that checkpoint and a warning: the
-        earlier ones are still there, and the next is tried when it is due. Cancelled, it first comes to its end."""
-        await self._copied.wait()
-        self._copied.clear()
-        async with self._saving:
-            copy, self._unsaved = self._unsaved, None
-            if copy is None:  # `checkpoint` has written a newer one
-                return
-            try:
-                await to_its_end(self._write(copy))
-            except CheckpointError as error:
-                log.warning("%s; the node goes on from memory", error)
-                self._progress.ledger.warn(str(error))
-                self._progress.ledger.counters["failed_checkpoints"] += 1
+        """Writes the next copy down, waiting for one. Cancelled, it first comes to its end."""
+        await self._saving.write_next()
 
     async def checkpoint(self) -> Path:
-        """Writes everything down now and returns where. Raises CheckpointError. Cancelled, it first comes to its end:
-        the next one would sweep away what this one is still writing."""
-        async with self._saving:
-            self._unsaved = None
-            return await to_its_end(self._copy_and_write())
-
-    async def _copy_and_write(self) -> Path:
-        await self.recover()
-        return await self._write(await self._copy())
-
-    async def _copy(self) -> _Copy:
-        async with self._between_steps:
-            weights, tensors = await self._trainer.snapshot()
-            # Nothing is awaited from here on: what is known, drawn and waiting is of one moment.
-            state, outstanding = self._progress.freeze(), self._outstanding.state([*self._drawn.values()])
-            self._copied_at = self.steps
-            return _Copy(
-                step=self.steps,
-                weights=weights,
-                tensors=tensors | self._progress.tensors(),
-                state=lambda: state() | outstanding,
-                score=self._score(),
-                spare=self._progress.divergence.kept,
-            )
-
-    async def _write(self, copy: _Copy) -> Path:
-        await self._outstanding.sync()
-
-        def write(directory: Path) -> None:
-            self._policy.save(directory, copy.weights)
-
-        save = self._store.save
-        path = await asyncio.to_thread(
-            lambda: save(copy.step, write, copy.tensors, copy.state(), copy.score, copy.spare)
-        )
-        self._progress.divergence.saved(copy.step)
-        self._progress.ledger.counters["checkpoints"] += 1
-        log.info("checkpoint %s", path, extra=ids(step=copy.step))
-        return path
-
-    def _score(self) -> Score | None:
-        ledger = self._progress.ledger
-        if ledger.held_out:
-            mean = math.fsum(ledger.held_out.values()) / len(ledger.held_out)
-            return Score(metric="held_out", value=mean, step=ledger.held_out_step)
-        if self._reward.weight:
-            return Score(metric="own_reward", value=self._reward.mean, step=self.steps)
-        return None
+        """Writes everything down now and returns where; what a failed step left behind is mended before. Raises
+        PolicyError, CheckpointError. Cancelled, it first comes to its end."""
+        return await self._saving.write_now()
 
 
 def _place(step: int | None) -> str:

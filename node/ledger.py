@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from node.alarms import Alarm
+from node.rl.average import Average
 from swarm.types import GroupId, PeerId, PolicyVersion, Reason, Verdict
 from swarm.wire.v1 import node_pb2
 
@@ -56,6 +57,8 @@ OTHER = PeerId("other")
 """Stands for the origins beyond the first `Ledger.max_origins`, and for the small ones in a status."""
 MAX_TEXT = 200
 """Characters kept of a text that a stranger may have written."""
+REWARD_STEPS = 50
+"""That the moving average of own rewards goes back."""
 SHOWN_ORIGINS = 256
 """Origins named one by one in a status, which must stay small among ten thousand peers."""
 
@@ -90,6 +93,8 @@ class Ledger:
         self.policy_version = PolicyVersion(0)
         self.metrics: dict[str, float] = {}
         """Of the newest step."""
+        self.own_reward = Average()
+        """Over this process's steps. Checkpoints are compared by it before anything is evaluated."""
         self.held_out: dict[str, float] = {}
         """Task family -> pass@1 of the newest evaluation."""
         self.held_out_step = 0
@@ -138,6 +143,8 @@ class Ledger:
         self.steps = steps
         self.policy_version = report.version
         self.metrics = dict(report.metrics)
+        if "own_reward" in self.metrics:
+            self.own_reward = self.own_reward.observe(self.metrics["own_reward"], 1.0 - 1.0 / REWARD_STEPS)
 
     def evaluated(self, step: int, results: Mapping[str, float]) -> None:
         """Held-out tasks were tried by the policy of `step`: task family -> pass@1."""

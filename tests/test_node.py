@@ -168,7 +168,7 @@ def config_with_adapter(policy: Path, data_dir: Path, **settings: object) -> Nod
 
 
 def parameters(node: RunningNode) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in node.learning._policy.model.named_parameters()}
+    return {name: p.detach().clone() for name, p in node.learning._saving._policy.model.named_parameters()}
 
 
 def moments(node: RunningNode) -> dict[str, torch.Tensor]:
@@ -265,7 +265,7 @@ async def test_a_step_without_a_finite_gradient_is_said(policy: Path, tmp_path: 
         await node.learning.step(batch)
         assert not node.ledger.warnings
         with torch.no_grad():
-            next(node.learning._policy.model.parameters()).fill_(torch.inf)
+            next(node.learning._saving._policy.model.parameters()).fill_(torch.inf)
         await node.learning.step(batch)
         assert any("not finite" in warning for warning in node.ledger.warnings)
 

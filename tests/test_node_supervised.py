@@ -73,7 +73,7 @@ async def test_gradients_of_a_failed_step_are_dropped(policy: Path, tmp_path: Pa
             patched.setattr(Updates, "_clipped_norm", failing(Updates._clipped_norm))
             with pytest.raises(torch.OutOfMemoryError):
                 await node.learning.step(batch)
-        model = node.learning._policy.model
+        model = node.learning._saving._policy.model
         assert any(p.grad is not None for p in model.parameters())
         assert not await node.learning.recover(), "the weights are what they were"
         assert all(p.grad is None for p in model.parameters())
@@ -94,7 +94,7 @@ async def test_a_step_that_fails_half_way_takes_the_policy_back_to_the_newest_ch
         version = node.status().policy_version
         monkeypatch.setattr(torch.optim.AdamW, "step", failing(torch.optim.AdamW.step, 0))
         with torch.no_grad():
-            next(node.learning._policy.model.parameters()).add_(1.0)
+            next(node.learning._saving._policy.model.parameters()).add_(1.0)
         with pytest.raises(torch.OutOfMemoryError):
             await node.learning.step(batch)
         assert await node.learning.recover()
@@ -119,7 +119,7 @@ async def test_what_is_saved_after_a_failed_step_is_a_good_state(
         good = load_file(first / "model" / "model.safetensors")
         monkeypatch.setattr(torch.optim.AdamW, "step", failing(torch.optim.AdamW.step))
         with torch.no_grad():
-            next(node.learning._policy.model.parameters()).add_(1.0)
+            next(node.learning._saving._policy.model.parameters()).add_(1.0)
         with pytest.raises(torch.OutOfMemoryError):
             await node.learning.step(batch)
         second = await node.learning.checkpoint()

@@ -108,7 +108,7 @@ async def live(node: RunningNode, steps: int, foreign: int = 2) -> list[dict[str
 
 
 def weights(node: RunningNode) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in node.learning._policy.model.named_parameters()}
+    return {name: p.detach().clone() for name, p in node.learning._saving._policy.model.named_parameters()}
 
 
 def same(one: list[dict[str, float]], other: list[dict[str, float]]) -> None:

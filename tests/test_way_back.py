@@ -233,7 +233,7 @@ async def test_weights_that_are_broken_are_nobodys_fault_and_are_replaced(policy
 
         def breaks() -> None:
             with torch.no_grad():
-                next(on.learning._policy.model.parameters()).fill_(torch.nan)
+                next(on.learning._saving._policy.model.parameters()).fill_(torch.nan)
 
         await on.trainer.call(breaks)
         on.credits.clear()
