@@ -23,6 +23,8 @@ RULED_LAGS = (8, 32)
 PLAIN = (1, 2, 3)
 #: Of the other lags. Not the first two: lags 0 and 32 of those were made on another kind of processor.
 BETWEEN = (3,)
+#: Of the default at lags 0 and 32 and of what the rules make of that, for the same reason.
+RULED_SEEDS = (3, 4, 5)
 OBJECTIVES: dict[str, dict[str, object]] = {
     "none": {"type": "reinforce"},
     "token-TIS": {"type": "decoupled_ppo", "cap": 2.0},
@@ -69,13 +71,25 @@ def _arm(name: str, objective: str, lag: int, seeds: Sequence[int] | None, **lea
     )
 
 
+def _seeds(name: str, lag: int, *, ruled: bool = False) -> Sequence[int]:
+    if lag not in DECIDING:
+        return BETWEEN
+    if name != DEFAULT:
+        return BETWEEN if ruled else PLAIN
+    return RULED_SEEDS if ruled else sorted({*PLAIN, *RULED_SEEDS})
+
+
 ARMS = [
-    *(_arm(f"{name},lag={lag}", name, lag, PLAIN if lag in DECIDING else BETWEEN) for name, lag in PAIRS),
+    *(_arm(f"{name},lag={lag}", name, lag, _seeds(name, lag)) for name, lag in PAIRS),
     *(
         _arm(f"{name},lag={lag},quarter", name, lag, None if lag in DECIDING else LOOK, lr=QUARTER)
         for name, lag in QUARTER_PAIRS
     ),
-    *(_arm(f"{name},lag={lag},lr={rule}", name, lag, BETWEEN, lr_rule=rule) for name, lag in RULED for rule in RULES),
+    *(
+        _arm(f"{name},lag={lag},lr={rule}", name, lag, _seeds(name, lag, ruled=True), lr_rule=rule)
+        for name, lag in RULED
+        for rule in RULES
+    ),
 ]
 
 EXPERIMENT = Experiment(
