@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -23,6 +24,7 @@ import psutil
 import pytest
 
 from node.demo import fleet as fleet_module
+from node.demo import meeting
 from node.demo.fleet import Fleet
 from node.demo.meeting import meetings
 from node.demo.models import Programs, evaluate, evaluation_size, make_seed_models
@@ -137,13 +139,24 @@ def test_nodes_meet_where_they_were_told_to(tmp_path: Path) -> None:
     plans = plan_nodes(DemoOptions(nodes=4), FAMILIES, tmp_path)
     alder, birch, cedar, dogwood = (met := meetings(plans)).values()
     assert list(met) == ["alder", "birch", "cedar", "dogwood"]
-    assert len({meeting.listen for meeting in met.values()}) == 4
+    assert len({each.listen for each in met.values()}) == 4
     keys = [Identity.load_or_create(plan.directory / "identity.key") for plan in plans]
     at = [f"{meeting.listen}/p2p/{key.peer_id}" for meeting, key in zip(met.values(), keys, strict=True)]
     assert [alder.initial_peers, birch.initial_peers] == [at[1:2], at[:1]]
     assert [cedar.initial_peers, dogwood.initial_peers] == [at[:2], at[:2]]
     (single,) = meetings(plans[:1]).values()
     assert single.initial_peers == []
+
+
+def test_no_node_is_told_to_listen_where_another_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = plan_nodes(DemoOptions(nodes=1), FAMILIES, tmp_path)
+    (free,) = meeting._free_ports(1)
+    monkeypatch.setattr(meeting, "PORTS", range(free, free + 1))
+    assert meetings(plans)["alder"].listen == f"/ip4/127.0.0.1/tcp/{free}"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", free))
+        with pytest.raises(OSError, match=f"of the ports {free} to {free} of 127.0.0.1 only 0 are free"):
+            meetings(plans)
 
 
 async def test_a_deaf_node_is_killed_with_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
