@@ -120,7 +120,7 @@ def _list(choices: Sequence[Choice], store: ResultStore) -> None:
     from rich.text import Text
 
     from node.demo.style import ACCENT, MUTED
-    from node.lab.report import collect
+    from node.lab.report import collect, progress
 
     console = Console(highlight=False)
     for choice in choices:
@@ -128,9 +128,8 @@ def _list(choices: Sequence[Choice], store: ResultStore) -> None:
         console.print(title, soft_wrap=True)
         results = collect(choice.experiment, store, choice.seeds)
         for arm in choice.arms:
-            wanted = choice.experiment.seeds_of(arm, choice.seeds)
-            done = f"{sum(seed in results[arm.name] for seed in wanted)}/{len(wanted)}"
-            console.print(Text.assemble((f"  {done:>5}  ", MUTED), arm.name), soft_wrap=True)
+            done, wanted = progress(choice.experiment, arm, results, choice.seeds)
+            console.print(Text.assemble((f"  {f'{done}/{wanted}':>5}  ", MUTED), arm.name), soft_wrap=True)
 
 
 def _run(choices: Sequence[Choice], store: ResultStore, processes: int, records: Path | None) -> int:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from node.datadir import write_atomic
 from node.demo.style import ACCENT, MUTED
-from node.lab.experiment import Experiment, Metric
+from node.lab.experiment import Arm, Experiment, Metric
 from node.lab.results import Result, ResultStore
 from node.lab.statistics import LEVEL, MIN_VALUES, RESAMPLES, Interval, difference, estimate
 from swarm.errors import ConfigError
@@ -96,6 +96,12 @@ def values_of(runs: Runs, metric: str) -> dict[int, float]:
     return {seed: result.summary.get(metric, math.nan) for seed, result in runs.items()}
 
 
+def progress(experiment: Experiment, arm: Arm, results: Results, seeds: Sequence[int]) -> tuple[int, int]:
+    """How many of the arm's runs are done, and how many there are to be."""
+    wanted = experiment.seeds_of(arm, seeds)
+    return sum(seed in results[arm.name] for seed in wanted), len(wanted)
+
+
 def markdown(experiment: Experiment, results: Results, seeds: Sequence[int], picture: str = "") -> str:
     """The block between the markers, both included."""
     parts = [_which(experiment, results, seeds)]
@@ -138,9 +144,8 @@ def write_page(path: Path, experiment: Experiment, block: str) -> None:
 def _which(experiment: Experiment, results: Results, seeds: Sequence[int]) -> str:
     """ "Seeds 1, 2, 3; of 12 runs 10 are done."."""
     text = f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
-    shown = [arm for arm in experiment.arms if arm.name in results]
-    runs = [seed in results[arm.name] for arm in shown for seed in experiment.seeds_of(arm, seeds)]
-    wanted, done = len(runs), sum(runs)
+    counts = [progress(experiment, arm, results, seeds) for arm in experiment.arms if arm.name in results]
+    done, wanted = map(sum, zip(*counts, strict=True))
     return f"{text}; of {wanted} runs {done} {'is' if done == 1 else 'are'} done." if done < wanted else f"{text}."
 
 
