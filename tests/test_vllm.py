@@ -74,12 +74,13 @@ async def test_samples_differ(up: Rig) -> None:
 
 
 async def test_a_slow_member_holds_up_its_own_group_only(up: Rig) -> None:
-    slow = asyncio.create_task(up.sample(2, LONG, prompt=PROMPT))
-    await until(lambda: up.unfinished == 2)
+    # one in 50 or so ends at once, by drawing the end: of eight, never all but one
+    slow = asyncio.create_task(up.sample(8, LONG, prompt=PROMPT))
+    await until(lambda: up.unfinished >= 2)
     quick = [len((await up.sample(2, 1))[0].ids) for _ in range(5)]
     assert quick == [1] * 5
     assert not slow.done()
-    assert len(await slow) == 2
+    assert len(await slow) == 8
 
 
 async def test_groups_are_handed_out_in_the_order_in_which_they_finish(up: Rig) -> None:
