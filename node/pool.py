@@ -184,21 +184,23 @@ class RolloutPool:
         return kept[::-1]
 
     def _crowd(self, coming: Experience) -> Collection[PeerId]:
-        """Among whom there is a group too many when `coming` comes as well; empty while there is room."""
+        """Among whom there is a group too many when `coming` comes as well; empty while there is room. In the order in
+        which they came, so that what happens among equals does not depend on their ids' hashes."""
         share, waiting, origin = self._config.newcomer_share, self._foreign.total, coming.group.origin
         if self._fits(waiting, coming, share):
             return ()
         origins = self._foreign.origins
         new = newcomers(self._config, self._standing, {*origins, origin})
         of_newcomers = self._foreign.load(new)
+        newcomers_here = [each for each in origins if each in new]
         if origin in new and not self._fits(of_newcomers, coming, share):
-            return new & set(origins)
+            return newcomers_here
         if self._fits(waiting, coming, 1.0):
             return ()
         # Newcomers beyond their room were none when they came in.
         room, size = at_least_one(share, self._config.foreign_capacity), share * self._max_bytes
         beyond = of_newcomers.groups > room or of_newcomers.size > size
-        return new & set(origins) if beyond else set(origins) - new or set(origins)
+        return newcomers_here if beyond else [each for each in origins if each not in new] or origins
 
     def _fits(self, waiting: Load, coming: Experience, share: float) -> bool:
         """Whether `share` of the pool has room for one more; for one group it always has."""
@@ -212,6 +214,7 @@ class RolloutPool:
         crowding = defaultdict[str, float](float)
         for origin, lineage in lineages.items():
             crowding[lineage] += fullness[origin]
+        # of equals the one that came first
         fullest = max(lineages, key=lambda origin: (crowding[lineages[origin]], fullness[origin]))
         self._foreign.drop_oldest(fullest)
         self._counters["dropped_groups"] += 1

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 
@@ -23,7 +26,9 @@ PARAMS = SamplingParams(max_new_tokens=4)
 PROMPT = np.array([1, 2], dtype=np.int32)
 
 
-def config(directory: Path, name: str, *, steps: int = 3, foreign: int = 2, lag_bound: int = 8) -> NodeConfig:
+def config(
+    directory: Path, name: str, *, steps: int = 3, foreign: int = 2, lag_bound: int = 8, capacity: int = 256
+) -> NodeConfig:
     return NodeConfig.model_validate(
         {
             "name": name,
@@ -32,7 +37,13 @@ def config(directory: Path, name: str, *, steps: int = 3, foreign: int = 2, lag_
             "tasks": [{"type": "plugin", "factory": "tests.plain_tasks:Plain", "name": "plain"}],
             "sampler": {"group_size": 4, "max_new_tokens": 4, "concurrency": 2},
             "learner": {"lr": 1e-2, "warmup_steps": 1, "truncated": "scored"},
-            "pool": {"own_groups": 2, "foreign_groups": foreign, "own_capacity": 2, "max_lag": lag_bound},
+            "pool": {
+                "own_groups": 2,
+                "foreign_groups": foreign,
+                "own_capacity": 2,
+                "foreign_capacity": capacity,
+                "max_lag": lag_bound,
+            },
         }
     )
 
@@ -60,6 +71,34 @@ def test_the_same_seed_gives_the_same_run_and_another_another(tmp_path: Path):
     assert [curves(node) for node in first.nodes] == [curves(node) for node in again.nodes]
     assert [node.exams for node in first.nodes] == [node.exams for node in again.nodes]
     assert [curves(node) for node in first.nodes] != [curves(node) for node in other.nodes]
+
+
+ONE_RUN = """
+import sys, pathlib
+from tests.test_simulation import crowded, curves, simulate
+print([curves(node) for node in simulate(crowded(pathlib.Path(sys.argv[1])), 1).nodes])
+"""
+
+
+def crowded(tmp_path: Path) -> Setup:
+    """Pools have room for fewer groups than arrive, of several peers that are equally fast."""
+    return swarm(tmp_path, paces=(Pace(rollout_s=4.0), *[Pace()] * 4), steps=6, capacity=8)
+
+
+def test_the_same_seed_gives_the_same_run_in_every_process(tmp_path: Path):
+    """Hashes of texts differ from process to process, and so does the order in which a set is walked through."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ONE_RUN, tmp_path / f"{seed}"],
+            env=os.environ | {"PYTHONHASHSEED": str(seed)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in range(3)
+    ]
+    runs = [process.communicate(timeout=120)[0] for process in processes]
+    assert "own_reward" in runs[0]
+    assert len(set(runs)) == 1
 
 
 def test_every_node_makes_its_steps_and_trades(tmp_path: Path):
