@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from node.lab.experiment import Arm, Comparison, Experiment, Metric
 from node.lab.experiments.common import COSTS, LEARNED, LOOK, NODES, PASS, PASS_BY_COST, REWARD, STEPS, UNIFORM
-from node.lab.settings import Tables, arm
+from node.lab.settings import LR, Tables, arm
 
 #: The paper's arm: GRPO's advantage, PPO's clip, peers' groups as if they were one's own.
 SAPO: Tables = {
@@ -36,22 +36,28 @@ def sharing(world: str, question: str, setting: str, mixes: tuple[Mixes, Mixes] 
     """`mixes`: ours, and those of the paper's arm, which is only looked at where its table is not the whole one.
 
     One of ours counts a response that was cut off as failed: where only the last answer counts, one that has answered
-    loses nothing by going on, and peers learn it from each other."""
+    loses nothing by going on, and peers learn it from each other.
+
+    Nodes alone learn best at half of the usual rate (docs/experiments/learning-rate.md, which has it for the whole
+    table's world), so they are compared with at that one too."""
     ours = [_arm(f"{i}+{j}", world, i, j) for i, j in mixes[0]]
     failed = _arm("8+24,failed", world, 8, 24, {"learner": {"truncated": "failed"}})
     seeds = LOOK if mixes == ENDS else None
+    half = {"learner": {"truncated": "failed", "lr": 0.5 * LR}}
+    best_alone = [_arm("8+0,half-the-rate", world, 8, 0, half)] if mixes == ENDS else []
     theirs = [_arm(f"sapo-{i}+{j}", world, i, j, SAPO, seeds) for i, j in mixes[1]]
     return Experiment(
         name=f"sharing-{world}",
         version=1,
         question=question,
         setting=f"{setting} {NODES} nodes, {STEPS} steps each, groups of 8 rollouts, tasks drawn uniformly.",
-        arms=[*ours, failed, *theirs],
+        arms=[*ours, failed, *best_alone, *theirs],
         comparisons=[
             *(Comparison(each.name, ours[0].name) for each in [*ours[1:], failed]),
             *(Comparison(each.name, theirs[0].name) for each in theirs[1:]),
             Comparison(ours[0].name, theirs[0].name),
             Comparison(failed.name, ours[-1].name),
+            *(Comparison(failed.name, each.name) for each in best_alone),
         ],
         metrics=LEARNED
         | {
