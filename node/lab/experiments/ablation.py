@@ -6,7 +6,7 @@ from __future__ import annotations
 from node.lab.experiment import Comparison, Experiment, Metric
 from node.lab.experiments.common import COSTS, LEARNED, LEARNER, LOOK, NODES, PASS, UNIFORM
 from node.lab.experiments.cross_tokenizer import RULES
-from node.lab.settings import Tables, arm
+from node.lab.settings import LR, Tables, arm
 
 #: What the other experiments chose.
 DEFAULT: Tables = {
@@ -37,6 +37,8 @@ CHANGES: dict[str, Tables] = {
     "no-clipping": {"learner": {"grad_clip": NEVER}},
     "lr-staleness": {"learner": {"lr_rule": "staleness"}},
     "lr-ess": {"learner": {"lr_rule": "ess"}},
+    # two shorter steps instead of one: at its own rate a second update undoes the first (docs/experiments/reuse.md)
+    "two-half-updates": {"learner": {"updates_per_batch": 2, "lr": 0.5 * LR}},
     "uniform-tasks": {"sampler": UNIFORM},
     "half-for-swarm": {"sampler": {"for_swarm": 0.5}},
     "one-candidate": {"sampler": {"candidates": 1}},
@@ -48,8 +50,8 @@ CHANGES: dict[str, Tables] = {
 }
 
 
-#: Measured elsewhere, or plain after two seeds.
-SETTLED = ("no-peers", "group-baseline", "groups-of-4", "peers-failures", "cut-off-scored")
+#: Measured elsewhere, plain after two seeds, or only looked at.
+SETTLED = ("no-peers", "group-baseline", "groups-of-4", "two-half-updates", "peers-failures", "cut-off-scored")
 
 
 def tables(change: Tables) -> Tables:
