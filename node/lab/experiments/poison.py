@@ -41,7 +41,9 @@ def _arm(name: str, hostile: list[Attack], tables: Tables | None = None, seeds: 
 
 
 def _gated(name: str, hostile: list[Attack], gate: str) -> Arm:
-    return _arm(f"{name}:{gate}", hostile, {"foreign_gate": GATES[gate]}, None if gate in DECIDING else LOOK)
+    ruined = hostile and gate == "open"  # plain after two seeds
+    deciding = gate in DECIDING and not ruined
+    return _arm(f"{name}:{gate}", hostile, {"foreign_gate": GATES[gate]}, None if deciding else LOOK)
 
 
 ARMS = [
