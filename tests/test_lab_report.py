@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +168,17 @@ def test_more_arms_than_colours_and_no_results_are_drawn(tmp_path: Path) -> None
         heights.append(int.from_bytes((tmp_path / "x.png").read_bytes()[20:24], "big"))
     assert heights[1] > 2.5 * heights[0]
     assert heights[2] == heights[0]
+
+
+def test_panels_are_of_the_arms_that_they_name(tmp_path: Path) -> None:
+    def picture(experiment: Experiment, results: Results) -> bytes:
+        save_plot(tmp_path / "x.png", experiment, results)
+        return (tmp_path / "x.png").read_bytes()
+
+    of_b = replace(MADE_UP, panels=[["b"]])
+    assert picture(of_b, RESULTS) == picture(MADE_UP, {"b": RESULTS["b"]})
+    both = replace(MADE_UP, panels=[["b"], ["c", "b"], []])
+    assert picture(both, {"b": RESULTS["b"], "c": {}}) == picture(replace(MADE_UP, panels=[["b"], ["b"]]), RESULTS)
 
 
 @pytest.mark.parametrize("arms", [8, 9, 16, 17])

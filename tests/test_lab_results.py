@@ -206,6 +206,7 @@ def experiment(**changes: object) -> Experiment:
         ({"metrics": {}}, "metrics: expected at least one"),
         ({"metrics": {"pass": Metric("p", ".1q")}}, r"e: metrics\.pass\.format = '\.1q' formats no number"),
         ({"comparisons": [Comparison("a", "c")]}, "e: comparisons name c; arms are a, b"),
+        ({"panels": [["a"], ["b", "c"]]}, "e: panels name c; arms are a, b"),
     ],
 )
 def test_an_experiment_whose_parts_do_not_fit_is_refused(changes: dict[str, object], complaint: str) -> None:

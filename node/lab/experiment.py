@@ -72,6 +72,8 @@ class Experiment:
     """Name in `Outcome.summary` -> how it is shown, in this order."""
     comparisons: Sequence[Comparison] = ()
     plots: Sequence[Plot] = ()
+    panels: Sequence[Sequence[str]] = ()
+    """Arms that are drawn together, where the picture is not of all of them in their order."""
     seeds: Sequence[int] = field(default=range(1, 6))
     """That decide the question."""
     screening_seeds: Sequence[int] = field(default=range(101, 103))
@@ -93,6 +95,8 @@ class Experiment:
         compared = {name for comparison in self.comparisons for name in (comparison.arm, comparison.against)}
         unknown = sorted(compared - set(names))
         _expect(not unknown, f"{self.name}: comparisons name {_listed(unknown)}; arms are {_listed(names)}")
+        unknown = sorted({name for panel in self.panels for name in panel} - set(names))
+        _expect(not unknown, f"{self.name}: panels name {_listed(unknown)}; arms are {_listed(names)}")
         for arm in self.arms:
             try:
                 self.digest(arm)

@@ -36,21 +36,22 @@ class Band:
 
 
 def save_plot(path: Path, experiment: Experiment, results: Results) -> None:
-    """Writes a PNG with axes for each of the experiment's plots, several where there are more arms than colours.
+    """Writes a PNG with axes for each of the experiment's plots and panels, several where there are more arms than
+    colours.
 
     Arms without results are left out. Raises ValueError when the experiment has no plots, OSError.
     """
     if not experiment.plots:
         raise ValueError(f"{experiment.name} has no plots")
-    arms = [arm for arm, runs in results.items() if runs] or list(results)[:1]
-    chunks = np.array_split(arms, math.ceil(len(arms) / ARMS_PER_AXES))
+    chunks = [part for panel in experiment.panels or [list(results)] for part in _parts(panel, results)]
+    chunks = chunks or [list(results)[:1]]
     columns = len(experiment.plots)
     figure = Figure(figsize=(5.4 * columns + 2.2, 3.9 * len(chunks) + 0.7), dpi=120, facecolor=GROUND)
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(chunks), columns, squeeze=False, sharex="col", sharey="col")
     for row, chunk in zip(grid, chunks, strict=True):
-        shown = {str(arm): results[str(arm)] for arm in chunk}
+        shown = {arm: results[arm] for arm in chunk}
         for axes, plot in zip(row, experiment.plots, strict=True):
             _draw(axes, plot, shown)
         _legend(row[-1], experiment.plots[-1], shown)
@@ -60,6 +61,12 @@ def save_plot(path: Path, experiment: Experiment, results: Results) -> None:
     figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold", color=INK, linespacing=1.4)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": None})  # the same picture for the same results
+
+
+def _parts(panel: Sequence[str], results: Results) -> list[list[str]]:
+    """The arms that have results, as many at a time as there are colours."""
+    arms = [arm for arm in panel if results.get(arm)]
+    return [list(map(str, part)) for part in np.array_split(arms, math.ceil(len(arms) / ARMS_PER_AXES))] if arms else []
 
 
 def _draw(axes: Axes, plot: Plot, results: Results) -> None:

@@ -108,7 +108,8 @@ def markdown(experiment: Experiment, results: Results, seeds: Sequence[int], pic
     parts += [_markdown_table(sheet) for sheet in sheets(experiment, results)]
     parts.append(LEGEND)
     if picture:
-        parts.append(f"![{', '.join(plot.y_label for plot in experiment.plots)} of every arm]({picture})")
+        drawn = "the arms that decide" if experiment.panels else "every arm"
+        parts.append(f"![{', '.join(plot.y_label for plot in experiment.plots)} of {drawn}]({picture})")
     return "\n\n".join([BEGIN, *parts, END])
 
 

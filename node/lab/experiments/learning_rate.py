@@ -71,14 +71,13 @@ SHARING = [
     )
     for j in (0, 24)
 ]
-CASES = (
-    ALONE,
-    Case(name="lag-32", tables=OLD, lag=32),
-    Case(name="two-updates", tables=TWICE, lag=0),
-    DEFAULT,
-    WITHOUT_PEERS,
-    *SHARING,
-)
+OLDER, TWICE_UPDATED = Case(name="lag-32", tables=OLD, lag=32), Case(name="two-updates", tables=TWICE, lag=0)
+CASES = (ALONE, OLDER, TWICE_UPDATED, DEFAULT, WITHOUT_PEERS, *SHARING)
+
+
+def _panel(*cases: Case) -> list[str]:
+    return [case.at(factor) for case in cases for factor in case.factors]
+
 
 EXPERIMENT = Experiment(
     name="learning-rate",
@@ -97,4 +96,5 @@ EXPERIMENT = Experiment(
     ],
     metrics=LEARNED | COSTS,
     plots=[PASS],
+    panels=[_panel(ALONE), _panel(OLDER, TWICE_UPDATED), _panel(DEFAULT, WITHOUT_PEERS), _panel(*SHARING)],
 )

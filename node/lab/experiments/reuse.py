@@ -75,4 +75,8 @@ EXPERIMENT = Experiment(
         "trained_tokens": Metric("tokens per pass", ",.0f"),
     },
     plots=[PASS],
+    panels=[
+        *([f"{name}-x{n}{rate}" for rate in ("", ",quarter") for n in UPDATES] for name in OBJECTIVES),
+        [f"ReMix-x{n}{changed}" for changed in (",reincarnated", ",reincarnated,quarter") for n in UPDATES[1:]],
+    ],
 )

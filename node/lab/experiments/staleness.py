@@ -52,6 +52,13 @@ QUARTER_PAIRS = [
     *((name, 0) for name in ("none", DEFAULT)),
     *((name, lag) for lag in (32, OLDEST) for name in OBJECTIVES),
 ]
+#: Of ten corrections: token-TIS, decoupled PPO and CISPO are nearly alike, and so are IcePop and they.
+DRAWN = ("none", "PPO", DEFAULT, "CISPO", "GSPO", "M2PO", "VESPO")
+PANELS = [
+    [FRESH, *(f"{name},lag=32,quarter" for name in DRAWN)],
+    [FRESH, *(f"{name},lag={OLDEST},quarter" for name in DRAWN)],
+    [f"{DEFAULT},lag=0", *(f"{name},lag=32" for name in DRAWN)],
+]
 
 
 def _arm(name: str, objective: str, lag: int, seeds: Sequence[int] | None, **learner: object) -> Arm:
@@ -117,4 +124,5 @@ EXPERIMENT = Experiment(
         "entropy": Metric("entropy", ".2f"),
     },
     plots=[PASS],
+    panels=PANELS,
 )
