@@ -422,8 +422,8 @@ async def test_strangers_groups_are_bounded_in_bytes_the_fullest_origin_loses_it
 
 async def test_of_equals_the_one_who_came_first_loses():
     """And not the one whose id has some hash: runs of an experiment would differ from process to process."""
-    for newcomer_share, standing in ((1.0, standing_of()), (0.5, standing_of())):
-        pool, _ = pool_of(standing, newcomer_share=newcomer_share, foreign_capacity=int(8 / newcomer_share))
+    for newcomer_share in (1.0, 0.5):
+        pool, _ = pool_of(standing_of(), newcomer_share=newcomer_share, foreign_capacity=int(8 / newcomer_share))
         for number in range(12):
             pool.put_foreign(experience(f"{number}", own=False, origin=f"peer{number}"))
         assert [e.id for e in pool._foreign] == [f"{number}" for number in range(4, 12)]

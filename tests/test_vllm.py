@@ -74,7 +74,7 @@ async def test_samples_differ(up: Rig) -> None:
 
 
 async def test_a_slow_member_holds_up_its_own_group_only(up: Rig) -> None:
-    # one in 50 or so ends at once, by drawing the end: of eight, never all but one
+    # a member may draw its end before anybody looks; seven of eight do not
     slow = asyncio.create_task(up.sample(8, LONG, prompt=PROMPT))
     await until(lambda: up.unfinished >= 2)
     quick = [len((await up.sample(2, 1))[0].ids) for _ in range(5)]

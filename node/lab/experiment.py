@@ -93,10 +93,10 @@ class Experiment:
             strange = [seed for seed in arm.seeds or () if seed not in self.seeds]
             _expect(not strange, f"{self.name}: {arm.name} has seeds {_listed(strange)}, beside {_listed(self.seeds)}")
         compared = {name for comparison in self.comparisons for name in (comparison.arm, comparison.against)}
-        unknown = sorted(compared - set(names))
-        _expect(not unknown, f"{self.name}: comparisons name {_listed(unknown)}; arms are {_listed(names)}")
-        unknown = sorted({name for panel in self.panels for name in panel} - set(names))
-        _expect(not unknown, f"{self.name}: panels name {_listed(unknown)}; arms are {_listed(names)}")
+        drawn = {name for panel in self.panels for name in panel}
+        for key, named in (("comparisons", compared), ("panels", drawn)):
+            unknown = sorted(named - set(names))
+            _expect(not unknown, f"{self.name}: {key} name {_listed(unknown)}; arms are {_listed(names)}")
         for arm in self.arms:
             try:
                 self.digest(arm)
