@@ -38,11 +38,16 @@ async def steps(node: RunningNode, more: int) -> None:
     await until(lambda: node.learning.steps >= wanted, node)
 
 
+async def updates(node: RunningNode, wanted: int) -> None:
+    """Fewer than steps: of the versions that come while the engine takes one over, it takes the newest only."""
+    await until(lambda: node.status().counters["weight_updates"] >= wanted, node)
+
+
 async def test_a_node_learns_with_it_and_goes_on_when_it_dies(tmp_path: Path) -> None:
     async with running(vllm_node(tmp_path)) as node:
         await steps(node, 5)
+        await updates(node, 2)
         status = node.status()
-        assert status.counters["weight_updates"] >= 2
         assert status.counters["parity_failures"] == 0
         assert status.metrics["engine_deviation"] < 1e-4
         assert status.metrics["engine_version"] >= 1
@@ -61,7 +66,7 @@ async def test_a_node_with_an_adapter_resumes_with_it(tmp_path: Path) -> None:
     config = vllm_node(tmp_path, adapter={"type": "lora", "rank": 4})
     async with running(config) as node:
         await steps(node, 4)
-        assert node.status().counters["weight_updates"] >= 2
+        await updates(node, 2)
     (checkpoint,) = config.data_dir.glob("checkpoints/step-*")
     assert (checkpoint / "model" / "adapter_model.safetensors").is_file()
     assert not (checkpoint / "model" / "model.safetensors").exists()
@@ -69,6 +74,7 @@ async def test_a_node_with_an_adapter_resumes_with_it(tmp_path: Path) -> None:
         before = node.learning.steps
         assert before >= 4
         await steps(node, 2)
+        await updates(node, node.status().counters["weight_updates"] + 1)
         assert node.status().metrics["engine_deviation"] < 1e-4
 
 
