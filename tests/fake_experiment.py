@@ -49,7 +49,7 @@ EXPERIMENT = Experiment(
         Arm("forgets", {}, lambda seed: Outcome(summary={"pass": 1.0}, curves={})),
     ],
     comparisons=[Comparison("gain=0.2", "plain")],
-    metrics={"pass": Metric("pass@1", ".1%"), "loss": Metric("loss", ".2f", higher_is_better=False)},
+    metrics={"pass": Metric("pass@1", ".1%", decides=True), "loss": Metric("loss", ".2f", higher_is_better=False)},
     plots=[Plot("pass", "own steps", "held-out pass@1", percent=True)],
     seeds=(1, 2, 3),
     screening_seeds=(101,),

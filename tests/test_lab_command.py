@@ -76,7 +76,9 @@ def test_bench_runs_what_is_missing_reports_it_and_writes_the_page(
     block = page.read_text()
     assert "| gain=0.2 | 2 | 71.5 ± 0.7 % [n/a] | 1.29 ± 0.01 [n/a] |" in block
     assert "| dies | 0 | n/a | n/a |" in block
+    assert "![held-out pass@1 of every arm](fake.png)\n\n![differences, one dot per seed, mean and interval](" in block
     assert (results.parent / "fake.png").stat().st_size > 10_000
+    assert (results.parent / "fake-differences.png").stat().st_size > 5_000
     assert cli.main([*words, "--report"]) == cli.OK
     assert page.read_text() == block
     assert capsys.readouterr().out == printed[printed.index("\nfake: Does") :]

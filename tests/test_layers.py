@@ -116,7 +116,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "reasoning_gym": ("swarm/tasks/gym.py",),
     "math_verify": ("swarm/tasks/jsonl.py",),
     "sqlite3": ("node/journal_file.py", "node/journal_reader.py", "node/journal_schema.py"),
-    "matplotlib": ("node/demo/plot.py", "node/lab/plot.py"),
+    "matplotlib": ("node/demo/plot.py", "node/lab/forest.py", "node/lab/plot.py"),
     "pyarrow": ("node/lab/records.py", "node/commands/rollouts.py"),
     "rich": ("node/cli.py", "node/commands/*", "node/demo/*", "node/lab/*"),
     "uvloop": ("node/daemon.py", "node/bootstrap.py", "node/demo/command.py"),

@@ -23,6 +23,8 @@ class Metric:
     format: str = ".3g"
     """As in format(value, ...), without sign: ".1f", ".1%", ",.0f"."""
     higher_is_better: bool = True
+    decides: bool = False
+    """Its differences are drawn (node/lab/forest.py)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,15 @@ class Sheet:
     rows: Sequence[Sequence[str]]
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A comparison, and the runs of it that can be compared one to one."""
+
+    label: str
+    arm: Runs
+    against: Runs
+
+
 def collect(experiment: Experiment, store: ResultStore, seeds: Sequence[int]) -> Results:
     """What is there of the experiment's runs. Raises OSError."""
     results: dict[str, dict[int, Result]] = {}
@@ -66,17 +75,29 @@ def sheets(experiment: Experiment, results: Results) -> list[Sheet]:
         ]
         for arm, runs in results.items()
     ]
-    compared = []
+    differences = [
+        [
+            pair.label,
+            str(len(pair.arm)),
+            *(
+                _difference_cell(metric, values_of(pair.arm, name), values_of(pair.against, name))
+                for name, metric in experiment.metrics.items()
+            ),
+        ]
+        for pair in compared(experiment, results)
+    ]
+    tables = [Sheet(["arm", "seeds", *labels], arms)]
+    return [*tables, Sheet(["difference", "seeds", *labels], differences)] if differences else tables
+
+
+def compared(experiment: Experiment, results: Results) -> list[Pair]:
+    """The comparisons of which there are any runs, in the experiment's order."""
+    pairs = []
     for comparison in experiment.comparisons:
         arm, against = paired(results.get(comparison.arm, {}), results.get(comparison.against, {}))
         if arm:
-            cells = [
-                _difference_cell(metric, values_of(arm, name), values_of(against, name))
-                for name, metric in experiment.metrics.items()
-            ]
-            compared.append([f"{comparison.arm} against {comparison.against}", str(len(arm)), *cells])
-    tables = [Sheet(["arm", "seeds", *labels], arms)]
-    return [*tables, Sheet(["difference", "seeds", *labels], compared)] if compared else tables
+            pairs.append(Pair(f"{comparison.arm} against {comparison.against}", arm, against))
+    return pairs
 
 
 def paired(arm: Runs, against: Runs) -> tuple[Runs, Runs]:
@@ -102,14 +123,18 @@ def progress(experiment: Experiment, arm: Arm, results: Results, seeds: Sequence
     return sum(seed in results[arm.name] for seed in wanted), len(wanted)
 
 
-def markdown(experiment: Experiment, results: Results, seeds: Sequence[int], picture: str = "") -> str:
-    """The block between the markers, both included."""
+def markdown(
+    experiment: Experiment, results: Results, seeds: Sequence[int], picture: str = "", forest: str = ""
+) -> str:
+    """The block between the markers, both included. `picture`, `forest`: files of the curves and of the differences."""
     parts = [_which(experiment, results, seeds)]
     parts += [_markdown_table(sheet) for sheet in sheets(experiment, results)]
     parts.append(LEGEND)
     if picture:
         drawn = "the arms that decide" if experiment.panels else "every arm"
         parts.append(f"![{', '.join(plot.y_label for plot in experiment.plots)} of {drawn}]({picture})")
+    if forest:
+        parts.append(f"![differences, one dot per seed, mean and interval]({forest})")
     return "\n\n".join([BEGIN, *parts, END])
 
 

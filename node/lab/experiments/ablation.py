@@ -87,4 +87,5 @@ EXPERIMENT = Experiment(
     }
     | COSTS,
     plots=[PASS],
+    panels=[["default", "no-peers", "groups-of-4", "group-baseline", "peers-likelihood", "no-filter"]],
 )

@@ -67,9 +67,10 @@ EXPERIMENT = Experiment(
     ],
     metrics={
         f"node-2/{TAUGHT}/start": Metric("apprentice's start", ".1%"),
-        f"node-2/{TAUGHT}/final": Metric("apprentice's pass@1", ".1%"),
+        f"node-2/{TAUGHT}/final": Metric("apprentice's pass@1", ".1%", decides=True),
         "final": Metric("both, all families", ".1%"),
         "foreign_gated_share": Metric("foreign rollouts gated", ".0%"),
     },
     plots=[PASS],
+    panels=[[f"{rate}:{name}" for name in ("alone", *DECIDING)] for rate in RATES],
 )

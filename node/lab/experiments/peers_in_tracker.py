@@ -34,7 +34,7 @@ EXPERIMENT = Experiment(
     ],
     metrics=LEARNED
     | {
-        "value_mse": Metric("squared error of v", ".4f", higher_is_better=False),
+        "value_mse": Metric("squared error of v", ".4f", higher_is_better=False, decides=True),
         "value_bias": Metric("mean r - v", ".3f"),
         "value_ece": Metric("calibration error", ".3f", higher_is_better=False),
     },

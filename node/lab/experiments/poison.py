@@ -75,4 +75,8 @@ EXPERIMENT = Experiment(
         "foreign_gated_share": Metric("foreign rollouts gated", ".0%"),
     },
     plots=[PASS],
+    panels=[
+        ["alone", *(f"{attack}:{gate}" for attack in ("0%", "10%:poisoned", "30%:poisoned") for gate in DECIDING)],
+        ["alone", *(f"50%:{body}:{gate}" for body in BODIES for gate in DECIDING)],
+    ],
 )
