@@ -50,8 +50,12 @@ CHANGES: dict[str, Tables] = {
 }
 
 
-#: Measured elsewhere, plain after two seeds, or only looked at.
-SETTLED = ("no-peers", "group-baseline", "groups-of-4", "two-half-updates", "peers-failures", "cut-off-scored")
+#: Two seeds are enough: of what is plain after two, what was measured elsewhere (weights, mask: staleness; a ratio with
+#: the peer: cross-tokenizer; cut-off responses: sharing), what is off, and what guards and so stays whatever it gains.
+SETTLED = (
+    *("no-peers", "group-baseline", "groups-of-4", "peers-likelihood", "no-mask", "no-weights", "cut-off-scored"),
+    *("no-veto", "no-clipping", "any-share", "two-half-updates", "peers-failures"),
+)
 
 
 def tables(change: Tables) -> Tables:

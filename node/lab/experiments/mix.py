@@ -19,8 +19,8 @@ SHARES: dict[str, dict[str, object]] = {
 def _arm(name: str, own: int, foreign: int, share: str) -> Arm:
     pool = {"own_groups": own, "foreign_groups": foreign, "own_capacity": own, "share": SHARES[share]}
     tables = {"sampler": UNIFORM, "learner": LEARNER, "pool": pool}
-    # the guard found nothing to act upon in two seeds
-    seeds = LOOK if share == "guarded" else None
+    # the guard found nothing to act upon in two seeds; of the mixes the one with more own groups is the better one
+    seeds = LOOK if share == "guarded" or own < foreign else None
     return arm(name, world="skills", nodes=NODES, steps=STEPS, tables=tables, seeds=seeds)
 
 

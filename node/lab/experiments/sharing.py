@@ -30,6 +30,8 @@ WHOLE: tuple[Mixes, Mixes] = (
     ((8, 0), (6, 2), (4, 4), (2, 6)),
 )
 ENDS: tuple[Mixes, Mixes] = (((8, 0), (8, 24)), ((8, 0), (4, 4)))
+BETWEEN: Mixes = ((6, 2), (2, 6))
+"""Which two seeds place beside their neighbours."""
 
 
 def sharing(world: str, question: str, setting: str, mixes: tuple[Mixes, Mixes] = ENDS) -> Experiment:
@@ -40,12 +42,14 @@ def sharing(world: str, question: str, setting: str, mixes: tuple[Mixes, Mixes] 
 
     Nodes alone learn best at half of the usual rate (docs/experiments/learning-rate.md, which has it for the whole
     table's world), so they are compared with at that one too."""
-    ours = [_arm(f"{i}+{j}", world, i, j) for i, j in mixes[0]]
+    ours = [_arm(f"{i}+{j}", world, i, j, seeds=LOOK if (i, j) in BETWEEN else None) for i, j in mixes[0]]
     failed = _arm("8+24,failed", world, 8, 24, {"learner": {"truncated": "failed"}})
-    seeds = LOOK if mixes == ENDS else None
     half = {"learner": {"truncated": "failed", "lr": 0.5 * LR}}
     best_alone = [_arm("8+0,half-the-rate", world, 8, 0, half)] if mixes == ENDS else []
-    theirs = [_arm(f"sapo-{i}+{j}", world, i, j, SAPO, seeds) for i, j in mixes[1]]
+    theirs = [
+        _arm(f"sapo-{i}+{j}", world, i, j, SAPO, LOOK if mixes == ENDS or (i, j) in BETWEEN else None)
+        for i, j in mixes[1]
+    ]
     return Experiment(
         name=f"sharing-{world}",
         version=1,
