@@ -11,7 +11,7 @@ from node.algorithms import Cispo, DppoTv, NoGate, SapoPlain
 from node.lab.adversary import Attack
 from node.lab.experiments import EXPERIMENTS, load
 from node.lab.settings import BASE, IMPLIED, SPEEDS, arm, merged, setup_of
-from node.lab.worlds import WORLDS
+from node.lab.worlds import FAMILIES, WORLDS
 from tests.policies import save_tiny_policy
 
 
@@ -59,10 +59,18 @@ def test_what_an_arm_does_not_say_is_the_base_and_not_the_nodes_default():
     assert member.config.learner.truncated == "scored"
 
 
+@pytest.mark.usefixtures("tiny")
+def test_tasks_are_those_that_the_models_were_shown_or_of_all_difficulties():
+    shown, uneven = arm("a", world="tiny", nodes=1, steps=1), arm("b", world="tiny", nodes=1, steps=1, tasks="uneven")
+    words = [setup_of(each.settings, seed=1).members[0].config.tasks[0].config for each in (shown, uneven)]
+    assert words == [{"min_word_len": 3, "max_word_len": longest} for longest in (6, 10)]
+
+
 def test_what_came_later_is_not_among_the_settings():
     """Old results would no longer count."""
     for table, keys in IMPLIED.items():
         assert not keys.keys() & BASE.get(table, {}).keys()
+    assert not {"scoring", "tracker", "tasks"} & arm("a", world="same", nodes=1, steps=1).settings.keys()
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -71,4 +79,5 @@ def test_every_experiment_has_arms_of_known_worlds_that_json_can_write(name: str
     assert experiment.name == name
     for one in experiment.arms:
         assert one.settings["world"] in WORLDS
+        assert one.settings.get("tasks", "shown") in FAMILIES
         assert json.loads(json.dumps(one.settings)) == one.settings

@@ -88,12 +88,13 @@ def arm(
     attacks: Sequence[Attack] = (),
     scoring: Scoring | None = None,
     tracker: str = "",
+    tasks: str = "shown",
     seeds: Sequence[int] | None = None,
 ) -> Arm:
     """`tables` are laid over `BASE`; one that names a `type` replaces the base's. `spread`: of response times.
     `scoring`: how peers answer where they are asked (table `guidance`). `tracker`: of `TRACKERS`, another one than the
-    node's. `seeds`: as in `Arm`. What came later has no key in the settings of an arm that does without, so that old
-    results still count."""
+    node's. `tasks`: of `FAMILIES`. `seeds`: as in `Arm`. What came later has no key in the settings of an arm that does
+    without, so that old results still count."""
     settings: dict[str, Any] = {
         "world": world,
         "nodes": nodes,
@@ -108,6 +109,8 @@ def arm(
         settings["scoring"] = asdict(scoring)
     if tracker:
         settings["tracker"] = tracker
+    if tasks != "shown":
+        settings["tasks"] = tasks
     return Arm(name, settings, lambda seed: run(settings, seed), seeds)
 
 
@@ -132,7 +135,7 @@ def setup_of(settings: Mapping[str, Any], seed: int) -> Setup:
                 "name": f"node-{number + 1}",
                 "max_steps": settings["steps"],
                 "policy": {"model": str(model)},
-                "tasks": families(),
+                "tasks": families(settings.get("tasks", "shown")),
                 **merged(IMPLIED, settings["tables"]),
             }
         )

@@ -1,6 +1,7 @@
 """Where experiments take place: which models the nodes of a run start from. Everything follows from the run's seed.
 
-All worlds have the four families of the built-in model. Models are made on demand and found in the cache afterwards.
+All worlds have the four families of the built-in model, by default with its difficulties. Models are made on demand and
+found in the cache afterwards.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from node.seed.cache import seed_model
-from node.seed.demonstrations import DEMO_FAMILIES
+from node.seed.demonstrations import DEMO_FAMILIES, reasoning_gym_spec
 from node.seed.training import EVEN, Goal, Recipe
+from swarm.tasks.base import SourceSpec
 
 #: Widths of the models in "sizes": 0.12, 0.26, 0.46 and 0.72 million parameters.
 SIZES = (
@@ -22,6 +24,18 @@ SIZES = (
 )
 #: What apprentices are taught.
 TAUGHT = "spell_backward"
+#: What nodes are asked: what their models were shown, or also what is longer, much of which they can hardly do.
+FAMILIES: Mapping[str, Sequence[SourceSpec]] = {
+    "shown": DEMO_FAMILIES,
+    "uneven": (
+        reasoning_gym_spec("spell_backward", min_word_len=3, max_word_len=10),
+        reasoning_gym_spec("rotate_matrix", min_n=2, max_n=3),
+        reasoning_gym_spec(
+            "number_sorting", min_numbers=2, max_numbers=5, min_value=0, max_value=9, min_decimals=0, max_decimals=0
+        ),
+        reasoning_gym_spec("palindrome_generation", min_length=3, max_length=9),
+    ),
+}
 #: Of letters in the second tokenizer of "tokenizers".
 PAIRS = 16
 
@@ -29,9 +43,9 @@ PAIRS = 16
 World = Callable[[int, int], Sequence[Path]]
 
 
-def families() -> list[dict[str, object]]:
-    """As a config's `tasks`."""
-    return [{"type": f.type, "name": f.name, "config": json.loads(f.config)} for f in DEMO_FAMILIES]
+def families(which: str) -> list[dict[str, object]]:
+    """Of `FAMILIES`, as a config's `tasks`."""
+    return [{"type": f.type, "name": f.name, "config": json.loads(f.config)} for f in FAMILIES[which]]
 
 
 def same(nodes: int, seed: int) -> list[Path]:

@@ -12,18 +12,18 @@ from swarm.tasks.base import SourceSpec, TaskSource, canonical_json, held_out
 from swarm.types import Task
 
 
-def _reasoning_gym(name: str, **config: int) -> SourceSpec:
+def reasoning_gym_spec(name: str, **config: int) -> SourceSpec:
     return SourceSpec(type="reasoning_gym", name=name, config=canonical_json(config))
 
 
 #: The families of the built-in model and of the demo: learnable by half a million parameters in seconds.
 DEMO_FAMILIES: tuple[SourceSpec, ...] = (
-    _reasoning_gym("spell_backward", min_word_len=3, max_word_len=6),
-    _reasoning_gym("rotate_matrix", min_n=2, max_n=2),
-    _reasoning_gym(
+    reasoning_gym_spec("spell_backward", min_word_len=3, max_word_len=6),
+    reasoning_gym_spec("rotate_matrix", min_n=2, max_n=2),
+    reasoning_gym_spec(
         "number_sorting", min_numbers=2, max_numbers=3, min_value=0, max_value=9, min_decimals=0, max_decimals=0
     ),
-    _reasoning_gym("palindrome_generation", min_length=3, max_length=5),
+    reasoning_gym_spec("palindrome_generation", min_length=3, max_length=5),
 )
 
 #: Consecutive indices that may give nothing new before a source counts as exhausted.

@@ -18,6 +18,7 @@ EXPERIMENTS: Mapping[str, str] = {
     "single-stream": "node.lab.experiments.single_stream",
     "group-size": "node.lab.experiments.group_size",
     "tracker": "node.lab.experiments.tracker",
+    "task-choice": "node.lab.experiments.task_choice",
     "peers-in-tracker": "node.lab.experiments.peers_in_tracker",
     "staleness": "node.lab.experiments.staleness",
     "learning-rate": "node.lab.experiments.learning_rate",
