@@ -62,8 +62,9 @@ def test_what_an_arm_does_not_say_is_the_base_and_not_the_nodes_default():
 @pytest.mark.usefixtures("tiny")
 def test_tasks_are_those_that_the_models_were_shown_or_of_all_difficulties():
     shown, uneven = arm("a", world="tiny", nodes=1, steps=1), arm("b", world="tiny", nodes=1, steps=1, tasks="uneven")
-    words = [setup_of(each.settings, seed=1).members[0].config.tasks[0].config for each in (shown, uneven)]
-    assert words == [{"min_word_len": 3, "max_word_len": longest} for longest in (6, 10)]
+    for each, longest in ((shown, 6), (uneven, 10)):
+        tasks = setup_of(each.settings, seed=1).members[0].config.tasks[0].model_dump()
+        assert (tasks["name"], tasks["config"]) == ("spell_backward", {"min_word_len": 3, "max_word_len": longest})
 
 
 def test_what_came_later_is_not_among_the_settings():

@@ -49,6 +49,8 @@ def _shared(foreign: int) -> Tables:
 OLD: Tables = {"sampler": UNIFORM, "pool": {"max_lag": 1000}}
 TWICE: Tables = {**OLD, "learner": {"updates_per_batch": 2}}
 ALONE = Case(name="alone", tables=OLD, lag=0, factors=(2.0, *FACTORS, 0.125))
+#: A warm-up is for steps that are too long for an optimiser without moments.
+COLD = Case(name="alone,no-warmup", tables={**OLD, "learner": {"warmup_steps": 0}}, lag=0, factors=(2.0, 1.0))
 DEFAULT, WITHOUT_PEERS = (
     Case(
         name=name,
@@ -72,7 +74,7 @@ SHARING = [
     for j in (0, 24)
 ]
 OLDER, TWICE_UPDATED = Case(name="lag-32", tables=OLD, lag=32), Case(name="two-updates", tables=TWICE, lag=0)
-CASES = (ALONE, OLDER, TWICE_UPDATED, DEFAULT, WITHOUT_PEERS, *SHARING)
+CASES = (ALONE, COLD, OLDER, TWICE_UPDATED, DEFAULT, WITHOUT_PEERS, *SHARING)
 
 
 def _panel(*cases: Case) -> list[str]:
@@ -84,13 +86,14 @@ EXPERIMENT = Experiment(
     version=1,
     question="Are the other experiments' answers answers at one learning rate only?",
     setting=f"xF: at F times their learning rate of {LR:g}. One node, {SINGLE_STEPS} steps of 8 groups of 8 rollouts:"
-    " alone, from batches that are 32 versions old, with two updates a batch. Four nodes, each good at a family of its"
-    f" own: 8+J as in sharing-skills ({STEPS} steps), the default with and without peers as in ablation"
-    f" ({ablation.STEPS} steps).",
+    " alone, also without warm-up, from batches that are 32 versions old, with two updates a batch. Four nodes, each"
+    f" good at a family of its own: 8+J as in sharing-skills ({STEPS} steps), the default with and without peers as in"
+    f" ablation ({ablation.STEPS} steps).",
     arms=[case.arm(factor) for case in CASES for factor in case.factors],
     comparisons=[
         *(Comparison(case.at(f), case.at(1.0)) for case in CASES for f in case.factors if f != 1.0),
         *(Comparison(f"{name}:x{f:g}", ALONE.at(f)) for f in FACTORS for name in ("lag-32", "two-updates")),
+        *(Comparison(COLD.at(f), ALONE.at(f)) for f in COLD.factors),
         *(Comparison(DEFAULT.at(f), WITHOUT_PEERS.at(f)) for f in DEFAULT.factors),
         *(Comparison(f"8+24:x{f:g}", f"8+0:x{f:g}") for f in FACTORS),
     ],
