@@ -260,7 +260,7 @@ class LearnerConfig(Table):
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     weight_decay: NonNegativeFloat = 0.0
     grad_clip: PositiveFloat = 1.0
-    warmup_steps: NonNegativeInt = 10
+    warmup_steps: NonNegativeInt = 0
     lr_rule: Literal["none", "staleness", "ess"] = "none"
     """Times min(1, 2 / (1 + mean staleness of own rows)), or times sqrt(ESS / B) of own rollouts' weights."""
     reincarnate_every: NonNegativeInt = 0
