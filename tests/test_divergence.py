@@ -275,7 +275,7 @@ RUINED = {
     *(("reuse", f"{objective}-x4") for objective in ("DPPO-TV", "PPO", "ReMix")),
     ("reuse", "ReMix-x4,reincarnated"),
     ("reuse", "ReMix-x2"),
-    ("learning-rate", "alone:x2"),
+    *(("learning-rate", f"alone{cold}:x2") for cold in ("", ",no-warmup")),
 }
 
 
