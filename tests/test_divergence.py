@@ -268,6 +268,7 @@ RESULTS = sorted((ROOT / "docs/experiments/results").rglob("*.json"))
 #: Experiment and arm: whose nodes were to be ruined, and were.
 RUINED = {
     ("hostile", "hostile"),
+    ("hostile", "hostile, no guards"),
     ("poison", "30%:poisoned:open"),
     ("poison", "30%:poisoned:relative-0.9"),
     *(("poison", f"50%:{body}:open") for body in BODIES),
@@ -282,7 +283,7 @@ RUINED = {
 def test_no_experiment_would_have_been_stopped() -> None:
     """Their curves have the mean own reward of every ten steps: fed as those ten steps, without their noise, which only
     makes a fall harder to excuse. Their summaries have means over all of a run's steps."""
-    config, largest = DivergenceConfig(), 0.0
+    config = DivergenceConfig()
     assert len(RESULTS) > 100
     for path in RESULTS:
         experiment, folder = path.relative_to(ROOT / "docs/experiments/results").parts[:2]
@@ -293,7 +294,6 @@ def test_no_experiment_would_have_been_stopped() -> None:
         result = json.loads(path.read_text())
         measure = RewardFall(config.window, config.start)
         points = [reward for _, reward in result["curves"].get("reward", ())]
-        largest = max([largest, *(measure.observe(r).get("reward_fall", 0.0) for r in points for _ in range(10))])
-        summary = result["summary"]
-        assert (summary.get("log_rho_mean") or 0.0) < 0.5 * config.log_rho_mean, path
-    assert largest < 0.75 * config.reward_fall
+        fallen = [measure.observe(reward).get("reward_fall", 0.0) for reward in points for _ in range(10)]
+        assert max(fallen, default=0.0) < 0.75 * config.reward_fall, path
+        assert (result["summary"].get("log_rho_mean") or 0.0) < 0.5 * config.log_rho_mean, path

@@ -5,6 +5,7 @@ Curves of twenty arms hide what a table of twenty differences says; a forest plo
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,8 +48,8 @@ def rows_of(experiment: Experiment, results: Results, metric: str) -> list[Row]:
     rows = []
     for pair in compared(experiment, results):
         arm, against = values_of(pair.arm, metric), values_of(pair.against, metric)
-        defined = {seed for seed in arm if arm[seed] == arm[seed] and against[seed] == against[seed]}  # not NaN
-        arm, against = ({seed: values[seed] for seed in defined} for values in (arm, against))
+        undefined = {seed for values in (arm, against) for seed, value in values.items() if math.isnan(value)}
+        arm, against = ({seed: values[seed] for seed in values if seed not in undefined} for values in (arm, against))
         pairs = paired_differences(arm, against)
         if pairs:
             rows.append(Row(pair.label, pairs, mean(pairs), difference_of(arm, against).interval))
