@@ -74,9 +74,8 @@ async def test_samples_differ(up: Rig) -> None:
 
 
 async def test_a_slow_member_holds_up_its_own_group_only(up: Rig) -> None:
-    # a member may draw its end before anybody looks; seven of eight do not
     slow = asyncio.create_task(up.sample(8, LONG, prompt=PROMPT))
-    await until(lambda: up.unfinished >= 2)
+    await up.under_way(8)
     quick = [len((await up.sample(2, 1))[0].ids) for _ in range(5)]
     assert quick == [1] * 5
     assert not slow.done()
@@ -207,7 +206,7 @@ async def test_a_second_turn_goes_on_from_the_tokens_of_the_first(up: Rig) -> No
 
 async def test_requests_go_on_after_making_room(up: Rig) -> None:
     sampling = asyncio.create_task(up.whole(8, LONG))
-    await until(lambda: up.unfinished == 8)
+    await up.under_way(8)
     async with up.generator.make_room():
         tokens = up.engine.pulse.tokens
         assert await up.engine.llm.is_sleeping()

@@ -11,7 +11,7 @@ import pytest_asyncio
 from node.config import Lora, PolicyConfig, VllmEngine
 from node.engine.policy import load_policy
 from tests.policies import save_tiny_policy
-from tests.vllm_rig import EXACT, LONG, MARKS, PROMPT, Rig, rig, spec_of, until
+from tests.vllm_rig import EXACT, LONG, MARKS, PROMPT, Rig, rig, spec_of
 
 from node.engine.vllm.handoff import Adapters  # isort: skip  # the rig skips where there is no vLLM
 
@@ -59,7 +59,7 @@ async def test_old_adapters_are_removed(up: Rig) -> None:
 async def test_a_request_keeps_the_adapter_that_it_began_with(up: Rig) -> None:
     before = up.learner.version
     long = asyncio.create_task(up.sample(4, LONG))
-    await until(lambda: up.unfinished == 4)
+    await up.under_way(4)
     await up.load(up.learner.learn())
     for completion in await long:
         assert {span.version for span in completion.versions} == {before}

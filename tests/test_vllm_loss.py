@@ -114,7 +114,7 @@ async def test_an_idle_engine_that_dies_is_replaced(up: Rig) -> None:
 async def test_requests_go_on_when_the_engine_hangs(up: Rig) -> None:
     old, before = core_and_worker(), up.counters.copy()
     sampling = asyncio.create_task(up.whole(SLOTS, LONG))
-    await until(lambda: up.unfinished == SLOTS)
+    await up.under_way(SLOTS)
     old[1].suspend()
     for completion in await asyncio.wait_for(sampling, START_S):
         assert up.learner.error(PROMPT, completion) < EXACT
@@ -151,7 +151,7 @@ async def test_a_node_may_do_without_another_engine(policy: Path) -> None:
     async with rig(policy, supervision=SupervisionConfig(max_restarts=0)) as up:
         core, worker = core_and_worker()
         sampling = asyncio.create_task(up.whole(SLOTS, LONG))
-        await until(lambda: up.unfinished == SLOTS)
+        await up.under_way(SLOTS)
         worker.kill()
         for call in (sampling, asyncio.create_task(up.sample(1, 1))):
             with pytest.raises(CrashLoop, match=r"failed 1 times .*restarts = 0\): vLLM's processes are dead"):

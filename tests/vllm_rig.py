@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import warnings
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -159,6 +160,10 @@ class Rig:
     def unfinished(self) -> int:
         """Requests that the engine has."""
         return self.engine.llm.get_num_unfinished_requests()
+
+    async def under_way(self, n: int) -> None:
+        """Returns when the engine has most of n requests: a few may have drawn their end before anybody looks."""
+        await until(lambda: self.unfinished >= math.ceil(0.75 * n))
 
     async def load(self, weights: Weights) -> None:
         """Returns when the engine samples with them."""
