@@ -111,7 +111,7 @@ class Worker:
         try:
             self._process.stdin.write(b"".join(json.dumps(message).encode() + b"\n" for message in messages))
             await self._process.stdin.drain()
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # uvloop's pipe to a process that is gone: "the handler is closed"
             raise TaskError("the judge's process has died") from error
 
     async def _read(self) -> dict[str, Any]:
