@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from node.lab.experiment import Metric
-from node.lab.forest import BETTER, OPEN, WORSE, Row, rows_of, save_forest
+from node.lab.forest import BETTER, OPEN, WORSE, Row, columns_of, rows_of, save_forest
 from node.lab.results import Result
 from tests.test_lab_report import MADE_UP, RESULTS, result
 
@@ -44,7 +44,7 @@ def test_better_and_worse_are_said_by_the_whole_interval(
 
 def test_a_picture_is_the_same_for_the_same_differences_and_higher_for_more(tmp_path: Path) -> None:
     def picture(results: dict[str, dict[int, Result]]) -> bytes:
-        save_forest(tmp_path / "new" / "x.png", DECIDED, results)
+        save_forest(tmp_path / "new" / "x.png", DECIDED, columns_of(DECIDED, results))
         return (tmp_path / "new" / "x.png").read_bytes()
 
     results = {arm: dict(runs) for arm, runs in RESULTS.items()}
@@ -59,5 +59,5 @@ def test_a_picture_is_the_same_for_the_same_differences_and_higher_for_more(tmp_
 def test_nothing_to_draw_is_said(tmp_path: Path) -> None:
     for experiment, results in ((MADE_UP, RESULTS), (DECIDED, {"b": RESULTS["b"]})):
         with pytest.raises(ValueError, match="made-up has no differences to draw"):
-            save_forest(tmp_path / "x.png", experiment, results)
+            save_forest(tmp_path / "x.png", experiment, columns_of(experiment, results))
     assert not (tmp_path / "x.png").exists()

@@ -185,21 +185,21 @@ def _report(choice: Choice, store: ResultStore) -> None:
 
 def _write_docs(choice: Choice, store: ResultStore, directory: Path) -> None:
     """Of all arms, whichever were chosen to be run: a page says the same whoever writes it."""
-    from node.lab.forest import save_forest
+    from node.lab.forest import columns_of, save_forest
     from node.lab.plot import save_plot
-    from node.lab.report import collect, compared, markdown, write_page
+    from node.lab.report import collect, markdown, write_page
 
     experiment = choice.experiment
     results = collect(experiment, store, choice.seeds)
-    decided = any(metric.decides for metric in experiment.metrics.values()) and compared(experiment, results)
+    differences = columns_of(experiment, results)
     page = directory / f"{experiment.name}.md"
     picture = f"{experiment.name}.png" if experiment.plots else ""
-    forest = f"{experiment.name}-differences.png" if decided else ""
+    forest = f"{experiment.name}-differences.png" if differences else ""
     write_page(page, experiment, markdown(experiment, results, choice.seeds, picture, forest))
     if picture:
         save_plot(directory / picture, experiment, results)
     if forest:
-        save_forest(directory / forest, experiment, results)
+        save_forest(directory / forest, experiment, differences)
     print(page)
 
 

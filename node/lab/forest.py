@@ -6,18 +6,15 @@ Curves of twenty arms hide what a table of twenty differences says; a forest plo
 from __future__ import annotations
 
 import math
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from node.lab.experiment import Experiment, Metric
-from node.lab.plot import COLOURS, GRID, GROUND, INK, MUTED
+from node.lab.plot import COLOURS, GROUND, INK, MUTED, new_figure, quiet, save_figure
 from node.lab.report import Results, compared, values_of
 from node.lab.statistics import Interval, mean, paired_differences
 from node.lab.statistics import difference as difference_of
@@ -56,25 +53,20 @@ def rows_of(experiment: Experiment, results: Results, metric: str) -> list[Row]:
     return rows
 
 
-def save_forest(path: Path, experiment: Experiment, results: Results) -> None:
-    """Writes a PNG with a column for each of the metrics that decide.
+def columns_of(experiment: Experiment, results: Results) -> dict[str, list[Row]]:
+    """Of the metrics that decide, those that have rows."""
+    deciding = [name for name, metric in experiment.metrics.items() if metric.decides]
+    return {name: rows for name in deciding if (rows := rows_of(experiment, results, name))}
 
-    Raises ValueError when no metric decides or nothing can be compared, OSError.
-    """
-    columns = {name: metric for name, metric in experiment.metrics.items() if metric.decides}
-    rows = {name: rows_of(experiment, results, name) for name in columns}
-    height = max(map(len, rows.values()), default=0)
-    if not height:
+
+def save_forest(path: Path, experiment: Experiment, columns: Mapping[str, Sequence[Row]]) -> None:
+    """Writes a PNG of `columns_of` the experiment. Raises ValueError when there are none, OSError."""
+    if not columns:
         raise ValueError(f"{experiment.name} has no differences to draw")
-    figure = Figure(figsize=(4.6 * len(columns) + 3.4, ROW_INCHES * height + 1.3), dpi=120, facecolor=GROUND)
-    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
-    FigureCanvasAgg(figure)
-    for axes, (name, metric) in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns.items(), strict=True):
-        _draw(axes, metric, rows[name])
-    title = textwrap.fill(experiment.question, 58 * len(columns) + 22)
-    figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold", color=INK, linespacing=1.4)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Software": None})  # the same picture for the same results
+    figure = new_figure(4.6 * len(columns) + 3.4, ROW_INCHES * max(map(len, columns.values())) + 1.3)
+    for axes, (name, rows) in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns.items(), strict=True):
+        _draw(axes, experiment.metrics[name], rows)
+    save_figure(path, figure, experiment.question, len(columns))
 
 
 def _draw(axes: Axes, metric: Metric, rows: Sequence[Row]) -> None:
@@ -88,12 +80,7 @@ def _draw(axes: Axes, metric: Metric, rows: Sequence[Row]) -> None:
         axes.scatter([row.mean], [y], s=34, marker="D", facecolor=filled, edgecolor=colour, linewidth=1.3, zorder=3)
     axes.set_yticks(range(len(rows)), [row.label for row in rows], fontsize=8.5)
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_facecolor(GROUND)
-    axes.grid(True, axis="x", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(GRID)
-    axes.tick_params(colors=INK, labelsize=8, length=0)
+    quiet(axes, ["bottom"], grid="x")
     axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
     percent = metric.format.endswith("%")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x if percent else x:+.4g}" if x else "0"))

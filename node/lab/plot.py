@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -46,9 +47,7 @@ def save_plot(path: Path, experiment: Experiment, results: Results) -> None:
     chunks = [part for panel in experiment.panels or [list(results)] for part in _parts(panel, results)]
     chunks = chunks or [list(results)[:1]]
     columns = len(experiment.plots)
-    figure = Figure(figsize=(5.4 * columns + 2.2, 3.9 * len(chunks) + 0.7), dpi=120, facecolor=GROUND)
-    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
-    FigureCanvasAgg(figure)
+    figure = new_figure(5.4 * columns + 2.2, 3.9 * len(chunks) + 0.7)
     grid = figure.subplots(len(chunks), columns, squeeze=False, sharex="col", sharey="col")
     for row, chunk in zip(grid, chunks, strict=True):
         shown = {arm: results[arm] for arm in chunk}
@@ -57,10 +56,33 @@ def save_plot(path: Path, experiment: Experiment, results: Results) -> None:
         _legend(row[-1], experiment.plots[-1], shown)
     for axes, plot in zip(grid[-1], experiment.plots, strict=True):
         axes.set_xlabel(plot.x_label, fontsize=9, color=INK)
-    title = textwrap.fill(experiment.question, 58 * columns + 22)
+    save_figure(path, figure, experiment.question, columns)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Empty, in inches."""
+    figure = Figure(figsize=(width, height), dpi=120, facecolor=GROUND)
+    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(path: Path, figure: Figure, question: str, columns: int) -> None:
+    """As a PNG under its question, which is wrapped for so many columns of axes. Raises OSError."""
+    title = textwrap.fill(question, 58 * columns + 22)
     figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold", color=INK, linespacing=1.4)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": None})  # the same picture for the same results
+
+
+def quiet(axes: Axes, frame: Sequence[str], grid: Literal["both", "x"] = "both") -> None:
+    """A light grid behind what is drawn, and of the frame only these sides."""
+    axes.set_facecolor(GROUND)
+    axes.grid(True, axis=grid, color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+    axes.spines[list(frame)].set(visible=True, color=GRID)
+    axes.tick_params(colors=INK, labelsize=8, length=0)
 
 
 def _parts(panel: Sequence[str], results: Results) -> list[list[str]]:
@@ -74,12 +96,7 @@ def _draw(axes: Axes, plot: Plot, results: Results) -> None:
         band = band_of(_curves(runs, plot))
         axes.fill_between(band.x, band.mean - band.sd, band.mean + band.sd, color=COLOURS[i], alpha=0.13, linewidth=0)
         axes.plot(band.x, band.mean, DASHES[i], color=COLOURS[i], linewidth=1.8)
-    axes.set_facecolor(GROUND)
-    axes.grid(True, color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GRID)
-    axes.tick_params(colors=INK, labelsize=8, length=0)
+    quiet(axes, ["left", "bottom"])
     axes.margins(x=0.01)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 80k
