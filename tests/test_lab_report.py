@@ -181,6 +181,25 @@ def test_panels_are_of_the_arms_that_they_name(tmp_path: Path) -> None:
     assert picture(both, {"b": RESULTS["b"], "c": {}}) == picture(replace(MADE_UP, panels=[["b"], ["b"]]), RESULTS)
 
 
+def test_what_foretells_is_drawn_with_the_line_where_it_would_be_right(tmp_path: Path) -> None:
+    def picture(diagonal: bool, percent: bool) -> bytes:
+        plot = Plot("pass", "value", "reward", percent=percent, diagonal=diagonal)
+        save_plot(tmp_path / "x.png", replace(MADE_UP, plots=[plot]), RESULTS)
+        return (tmp_path / "x.png").read_bytes()
+
+    assert len({picture(diagonal, percent) for diagonal in (False, True) for percent in (False, True)}) == 4
+
+
+def test_a_picture_of_panels_says_whether_it_leaves_an_arm_out() -> None:
+    def caption(panels: list[list[str]]) -> str:
+        return markdown(replace(MADE_UP, panels=panels), RESULTS, [1, 2], picture="p.png").split("![")[1]
+
+    arms = list(RESULTS)
+    assert "of every arm]" in caption([])
+    assert "of every arm]" in caption([arms[:1], arms[1:]])
+    assert "of the arms that decide]" in caption([arms[:1]])
+
+
 @pytest.mark.parametrize("arms", [8, 9, 16, 17])
 def test_the_last_of_many_arms_is_drawn_too(tmp_path: Path, arms: int) -> None:
     pictures = []

@@ -38,6 +38,8 @@ class Plot:
     y_label: str
     percent: bool = False
     """y in [0, 1] is written as 0 to 100 %."""
+    diagonal: bool = False
+    """x foretells y, in the same unit: the line is drawn where the two agree."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,10 +98,13 @@ def _draw(axes: Axes, plot: Plot, results: Results) -> None:
         axes.plot(band.x, band.mean, DASHES[i], color=COLOURS[i], linewidth=1.8)
     quiet(axes, ["left", "bottom"])
     axes.margins(x=0.01)
+    if plot.diagonal:
+        axes.axline((0.0, 0.0), slope=1.0, color=MUTED, linewidth=1.0, zorder=1)
+    percent = PercentFormatter(1.0, decimals=0)
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 80k
+    axes.xaxis.set_major_formatter(percent if plot.percent and plot.diagonal else EngFormatter(sep=""))  # 80k
     if plot.percent:
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.yaxis.set_major_formatter(percent)
     axes.set_ylabel(plot.y_label, fontsize=9, color=INK)
 
 

@@ -131,7 +131,8 @@ def markdown(
     parts += [_markdown_table(sheet) for sheet in sheets(experiment, results)]
     parts.append(LEGEND)
     if picture:
-        drawn = "the arms that decide" if experiment.panels else "every arm"
+        named = {arm for panel in experiment.panels for arm in panel}
+        drawn = "the arms that decide" if named and named < results.keys() else "every arm"
         parts.append(f"![{', '.join(plot.y_label for plot in experiment.plots)} of {drawn}]({picture})")
     if forest:
         parts.append(f"![differences, one dot per seed, mean and interval]({forest})")

@@ -15,6 +15,7 @@ EXPERIMENTS: Mapping[str, str] = {
     "sharing-skills": "node.lab.experiments.sharing_skills",
     "sharing-sizes": "node.lab.experiments.sharing_sizes",
     "sharing-tokenizers": "node.lab.experiments.sharing_tokenizers",
+    "swarm-size": "node.lab.experiments.swarm_size",
     "single-stream": "node.lab.experiments.single_stream",
     "group-size": "node.lab.experiments.group_size",
     "tracker": "node.lab.experiments.tracker",

@@ -17,6 +17,7 @@ COSTS = {
 PASS = Plot("pass", "own steps", "held-out pass@1, mean over nodes", percent=True)
 PASS_BY_COST = Plot("pass_by_cost", "tokens sampled + 3 x tokens trained on, per node", "held-out pass@1", percent=True)
 PASS_BY_TIME = Plot("pass_by_time", "virtual seconds", "held-out pass@1", percent=True)
+RELIABILITY = Plot("reliability", "value before sampling", "mean reward of the group", percent=True, diagonal=True)
 REWARD = Plot("reward", "own steps", "mean reward of own rollouts")
 
 NODES = 4

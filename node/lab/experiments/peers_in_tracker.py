@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from node.lab.experiment import Arm, Comparison, Experiment, Metric
-from node.lab.experiments.common import LEARNED, LEARNER, LOOK, NODES, PASS, STEPS, UNIFORM
+from node.lab.experiments.common import LEARNED, LEARNER, LOOK, NODES, PASS, RELIABILITY, STEPS, UNIFORM
 from node.lab.experiments.sharing import SHARED
 from node.lab.settings import arm
 
@@ -43,5 +43,6 @@ EXPERIMENT = Experiment(
         "value_bias": Metric("mean r - v", ".3f"),
         "value_ece": Metric("calibration error", ".3f", higher_is_better=False),
     },
-    plots=[PASS],
+    plots=[PASS, RELIABILITY],
+    panels=[[f"{world}:{name}" for name in WAYS] for world in WORLDS],
 )

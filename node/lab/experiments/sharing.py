@@ -23,6 +23,13 @@ SAPO: Tables = {
 #: Pool: every own group, and as many of others' on top, which cost no sampling.
 SHARED = {"own_groups": 8, "foreign_groups": 8, "own_capacity": 8}
 
+RESULTS = {
+    "reward": Metric("cumulative reward", ".1f"),
+    "reward_gain": Metric("cumulative gain", ".1f"),
+    "worst": Metric("gain of the worst node", ".1%"),
+    "own_truncated_share": Metric("cut off", ".1%", higher_is_better=False),
+} | COSTS
+
 Mixes = Sequence[tuple[int, int]]
 """Own and foreign groups."""
 WHOLE: tuple[Mixes, Mixes] = (
@@ -42,12 +49,12 @@ def sharing(world: str, question: str, setting: str, mixes: tuple[Mixes, Mixes] 
 
     Nodes alone learn best at half of the usual rate (docs/experiments/learning-rate.md, which has it for the whole
     table's world), so they are compared with at that one too."""
-    ours = [_arm(f"{i}+{j}", world, i, j, seeds=LOOK if (i, j) in BETWEEN else None) for i, j in mixes[0]]
-    failed = _arm("8+24,failed", world, 8, 24, {"learner": {"truncated": "failed"}})
+    ours = [mix_arm(f"{i}+{j}", world, i, j, seeds=LOOK if (i, j) in BETWEEN else None) for i, j in mixes[0]]
+    failed = mix_arm("8+24,failed", world, 8, 24, {"learner": {"truncated": "failed"}})
     half = {"learner": {"truncated": "failed", "lr": 0.5 * LR}}
-    best_alone = [_arm("8+0,half-the-rate", world, 8, 0, half)] if mixes == ENDS else []
+    best_alone = [mix_arm("8+0,half-the-rate", world, 8, 0, half)] if mixes == ENDS else []
     theirs = [
-        _arm(f"sapo-{i}+{j}", world, i, j, SAPO, LOOK if mixes == ENDS or (i, j) in BETWEEN else None)
+        mix_arm(f"sapo-{i}+{j}", world, i, j, SAPO, seeds=LOOK if mixes == ENDS or (i, j) in BETWEEN else None)
         for i, j in mixes[1]
     ]
     return Experiment(
@@ -63,21 +70,21 @@ def sharing(world: str, question: str, setting: str, mixes: tuple[Mixes, Mixes] 
             Comparison(failed.name, ours[-1].name),
             *(Comparison(failed.name, each.name) for each in best_alone),
         ],
-        metrics=LEARNED
-        | {
-            "reward": Metric("cumulative reward", ".1f"),
-            "reward_gain": Metric("cumulative gain", ".1f"),
-            "worst": Metric("gain of the worst node", ".1%"),
-            "own_truncated_share": Metric("cut off", ".1%", higher_is_better=False),
-        }
-        | COSTS,
+        metrics=LEARNED | RESULTS,
         plots=[PASS, PASS_BY_COST, REWARD],
     )
 
 
-def _arm(
-    name: str, world: str, own: int, foreign: int, tables: Tables | None = None, seeds: Sequence[int] | None = None
+def mix_arm(
+    name: str,
+    world: str,
+    own: int,
+    foreign: int,
+    tables: Tables | None = None,
+    *,
+    nodes: int = NODES,
+    seeds: Sequence[int] | None = None,
 ) -> Arm:
     pool = {"own_groups": own, "foreign_groups": foreign, "own_capacity": own}
     tables = {**(tables or {}), "sampler": UNIFORM, "pool": pool}
-    return arm(name, world=world, nodes=NODES, steps=STEPS, tables=tables, seeds=seeds)
+    return arm(name, world=world, nodes=nodes, steps=STEPS, tables=tables, seeds=seeds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from node.lab.experiment import Arm, Comparison, Experiment, Metric
-from node.lab.experiments.common import LEARNED, PASS, SINGLE_STEPS, UNIFORM
+from node.lab.experiments.common import LEARNED, PASS, RELIABILITY, SINGLE_STEPS, UNIFORM
 from node.lab.settings import arm
 
 #: (groups, rollouts per group): with single rollouts, the tracker is all the baseline there is.
@@ -40,5 +40,6 @@ EXPERIMENT = Experiment(
         "value_bias": Metric("mean r - v", ".3f"),
         "value_ece": Metric("calibration error", ".3f", higher_is_better=False),
     },
-    plots=[PASS],
+    plots=[PASS, RELIABILITY],
+    panels=[[f"{tracker}:{groups}x{size}" for tracker in ("ours", *OTHERS)] for groups, size in SIZES],
 )
