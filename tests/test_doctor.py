@@ -146,6 +146,13 @@ async def test_a_model_is_asked_for_its_memory_without_its_weights(tmp_path: Pat
     assert model.model_finding('{"fits": true, "found": "1 GiB are needed"}') == ok("model", "1 GiB are needed")
 
 
+def test_a_model_without_an_answer_is_a_busy_machine_or_a_name_that_is_no_directory(tmp_path: Path) -> None:
+    here, elsewhere = model.unanswered(str(tmp_path)), model.unanswered("runs/typo")
+    assert {here.outcome, elsewhere.outcome} == {Outcome.WARNING}
+    assert "less busy" in here.advice
+    assert "'runs/typo' is no directory here, and the hub did not answer" in elsewhere.found
+
+
 # The network ----------------------------------------------------------------------------------------------------------
 
 

@@ -267,8 +267,11 @@ def test_a_description_is_as_large_as_what_is_loaded(directory: Path, tmp_path: 
 
 
 def test_what_cannot_be_described_says_why(directory: Path, tmp_path: Path) -> None:
-    with pytest.raises(PolicyError, match=r"policy\.model = .*nowhere.*: cannot be loaded"):
+    with pytest.raises(PolicyError, match=r"policy\.model = .*nowhere.*: cannot be loaded: there is no such directory"):
         describe(PolicyConfig(model=str(tmp_path / "nowhere")))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PolicyError, match=r"policy\.model = .*empty.*: cannot be loaded: (?!there is no such)"):
+        describe(PolicyConfig(model=str(tmp_path / "empty")))
     with pytest.raises(PolicyError, match=r"the checkpoint in .* holds a whole model"):
         describe(PolicyConfig(model=str(directory), adapter=Lora()), directory)
 

@@ -8,6 +8,7 @@ import os
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Sequence
+from pathlib import Path
 
 from node.config import NodeConfig
 from node.doctor.findings import Finding, failed, ok, warning
@@ -20,10 +21,15 @@ async def model(config: NodeConfig) -> Sequence[Finding]:
     if config.policy.model == "seed":
         return [ok(NAME, "the built-in one, of less than a million parameters")]
     answer = await _answer(config)
-    if answer is None:
+    return [model_finding(answer) if answer is not None else unanswered(config.policy.model)]
+
+
+def unanswered(name: str) -> Finding:
+    if Path(name).is_dir():
         advice = "Try again when the machine is less busy; a node that starts tests it as well."
-        return [warning(NAME, f"not tested: no answer within {ANSWER_S:g} s", advice)]
-    return [model_finding(answer)]
+        return warning(NAME, f"not tested: no answer within {ANSWER_S:g} s", advice)
+    found = f"not tested: {name!r} is no directory here, and the hub did not answer within {ANSWER_S:g} s"
+    return warning(NAME, found, "Mend policy.model if a directory was meant; if not, see whether the hub is reachable.")
 
 
 def model_finding(answer: str) -> Finding:

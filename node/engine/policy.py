@@ -217,7 +217,8 @@ def _reading(name: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PolicyError(f"policy.model = {name!r}: cannot be loaded: {reason}") from error
+        nowhere = "" if name == "seed" or Path(name).is_dir() else "there is no such directory, and as a hub id: "
+        raise PolicyError(f"policy.model = {name!r}: cannot be loaded: {nowhere}{reason}") from error
 
 
 def _size(model: PreTrainedModel, quantised: int) -> ModelSize:
