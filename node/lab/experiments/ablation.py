@@ -6,6 +6,7 @@ from __future__ import annotations
 from node.lab.experiment import Comparison, Experiment, Metric
 from node.lab.experiments.common import COSTS, LEARNED, LEARNER, LOOK, NODES, PASS, UNIFORM
 from node.lab.experiments.cross_tokenizer import RULES
+from node.lab.experiments.peer_scoring import GUIDED, HONEST
 from node.lab.settings import LR, Tables, arm
 
 #: What the other experiments chose.
@@ -47,8 +48,8 @@ CHANGES: dict[str, Tables] = {
     "peers-likelihood": {"foreign": RULES["sequence-loose"]},
     "any-share": {"pool": {"peer_share": 1.0}},
     "cut-off-scored": {"learner": {"truncated": "scored"}},
+    "peer-scored": GUIDED,
 }
-
 
 #: Two seeds are enough: of what is plain after two, what was measured elsewhere (weights, mask: staleness; a ratio with
 #: the peer: cross-tokenizer; cut-off responses: sharing), what is off, and what guards and so stays whatever it gains.
@@ -76,6 +77,7 @@ EXPERIMENT = Experiment(
             nodes=NODES,
             steps=STEPS,
             tables=tables(change),
+            scoring=HONEST if change is GUIDED else None,
             seeds=LOOK if name in SETTLED else None,
         )
         for name, change in {"default": {}, **CHANGES}.items()
