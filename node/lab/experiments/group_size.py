@@ -11,6 +11,7 @@ ROLLOUTS = 64
 #: Groups of 8 are 8+0 and 8+24 of sharing-skills, with the same seeds.
 SIZES = (4, 2, 1)
 CHOSEN = 2
+HERE = SIZES.index(CHOSEN)
 #: Foreign groups for each own one: all that the others make.
 PEERS = NODES - 1
 
@@ -36,7 +37,7 @@ EXPERIMENT = Experiment(
     arms=[*ALONE, *SHARED],
     comparisons=[
         *(Comparison(shared.name, alone.name) for shared, alone in zip(SHARED, ALONE, strict=True)),
-        *(Comparison(other.name, arms[0].name) for arms in (ALONE, SHARED) for other in arms[1:]),
+        *(Comparison(other.name, arms[HERE].name) for arms in (ALONE, SHARED) for other in arms if other != arms[HERE]),
     ],
     metrics=LEARNED
     | {"reward_gain": Metric("cumulative gain", ".1f"), "value_mse": Metric("error of v", ".3f")}
