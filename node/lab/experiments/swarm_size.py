@@ -10,7 +10,6 @@ NODES = 8
 #: Name -> own and foreign groups, tables. With four nodes they are in sharing-skills; 56 is all that seven peers make.
 MIXES = {
     "8+0": (8, 0, None),
-    "4+4": (4, 4, None),
     "8+24,failed": (8, 24, {"learner": LEARNER}),
     "8+56,failed": (8, 56, {"learner": LEARNER}),
     "sapo-8+0": (8, 0, SAPO),
@@ -28,7 +27,7 @@ EXPERIMENT = Experiment(
         for name, (own, foreign, tables) in MIXES.items()
     ],
     comparisons=[
-        *(Comparison(name, "8+0") for name in ("4+4", "8+24,failed", "8+56,failed", "sapo-8+0")),
+        *(Comparison(name, "8+0") for name in ("8+24,failed", "8+56,failed", "sapo-8+0")),
         Comparison("8+56,failed", "8+24,failed"),
         Comparison("sapo-4+4", "sapo-8+0"),
     ],
