@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from node.lab.experiment import Comparison, Experiment
 from node.lab.experiments.common import LEARNED, LEARNER, LOOK, PASS, REWARD, STEPS
 from node.lab.experiments.sharing import RESULTS, SAPO, mix_arm
+from node.lab.settings import LR, Tables
 
 NODES = 8
-#: Name -> own and foreign groups, tables. With four nodes they are in sharing-skills.
-MIXES = {
-    "8+0": (8, 0, None),
-    "8+24,failed": (8, 24, {"learner": LEARNER}),
-    "sapo-8+0": (8, 0, SAPO),
-    "sapo-4+4": (4, 4, SAPO),
+#: Name -> own and foreign groups, tables, seeds. With four nodes they are in sharing-skills; at half of the rate nodes
+#: learn best alone (docs/experiments/learning-rate.md).
+MIXES: Mapping[str, tuple[int, int, Tables, Sequence[int] | None]] = {
+    "8+0": (8, 0, {}, None),
+    "8+0,half-the-rate": (8, 0, {"learner": {**LEARNER, "lr": 0.5 * LR}}, None),
+    "8+24,failed": (8, 24, {"learner": LEARNER}, None),
+    "sapo-8+0": (8, 0, SAPO, LOOK),
+    "sapo-4+4": (4, 4, SAPO, LOOK),
 }
 
 EXPERIMENT = Experiment(
@@ -22,11 +27,12 @@ EXPERIMENT = Experiment(
     setting=f"{NODES} nodes, two good at each family (pass@1 about 0.5) and poor at the three others (about 0.15),"
     f" {STEPS} steps each, groups of 8 rollouts, tasks drawn uniformly.",
     arms=[
-        mix_arm(name, "skills", own, foreign, tables, nodes=NODES, seeds=LOOK)
-        for name, (own, foreign, tables) in MIXES.items()
+        mix_arm(name, "skills", own, foreign, tables, nodes=NODES, seeds=seeds)
+        for name, (own, foreign, tables, seeds) in MIXES.items()
     ],
     comparisons=[
         Comparison("8+24,failed", "8+0"),
+        Comparison("8+24,failed", "8+0,half-the-rate"),
         Comparison("sapo-8+0", "8+0"),
         Comparison("sapo-4+4", "sapo-8+0"),
     ],
