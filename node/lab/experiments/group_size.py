@@ -11,7 +11,7 @@ ROLLOUTS = 64
 #: Groups of 8 are 8+0 and 8+24 of sharing-skills, with the same seeds.
 SIZES = (4, 2, 1)
 CHOSEN = 2
-HERE = SIZES.index(CHOSEN)
+HERE = SIZES.index(CHOSEN)  # in ALONE and SHARED
 #: Foreign groups for each own one: all that the others make.
 PEERS = NODES - 1
 
