@@ -77,7 +77,7 @@ EXPERIMENT = Experiment(
             nodes=NODES,
             steps=STEPS,
             tables=tables(change),
-            scoring=HONEST if change is GUIDED else None,
+            scoring=HONEST if "guidance" in change else None,
             seeds=LOOK if name in SETTLED else None,
         )
         for name, change in {"default": {}, **CHANGES}.items()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from node.lab.experiment import Arm, Comparison, Experiment, Metric
-from node.lab.experiments.common import COSTS, LEARNED, LOOK, NODES, PASS, PASS_BY_COST, REWARD, STEPS, UNIFORM
+from node.lab.experiments.common import COSTS, LEARNED, LEARNER, LOOK, NODES, PASS, PASS_BY_COST, REWARD, STEPS, UNIFORM
 from node.lab.settings import LR, Tables, arm
 
 #: The paper's arm: GRPO's advantage, PPO's clip, peers' groups as if they were one's own.
@@ -20,9 +20,14 @@ SAPO: Tables = {
     "foreign": {"type": "sapo_plain", "low": 0.2, "high": 0.28},
 }
 
+#: A response that was cut off counts as failed; the same at the rate at which nodes with groups of 8 learn best alone.
+FAILED: Tables = {"learner": LEARNER}
+HALF_THE_RATE: Tables = {"learner": {**LEARNER, "lr": 0.5 * LR}}
+
 #: Pool: every own group, and as many of others' on top, which cost no sampling.
 SHARED = {"own_groups": 8, "foreign_groups": 8, "own_capacity": 8}
 
+#: Of a run's summary, beside what was learned.
 RESULTS = {
     "reward": Metric("cumulative reward", ".1f"),
     "reward_gain": Metric("cumulative gain", ".1f"),
@@ -50,9 +55,8 @@ def sharing(world: str, question: str, setting: str, mixes: tuple[Mixes, Mixes] 
     Nodes alone learn best at half of the usual rate (docs/experiments/learning-rate.md, which has it for the whole
     table's world), so they are compared with at that one too."""
     ours = [mix_arm(f"{i}+{j}", world, i, j, seeds=LOOK if (i, j) in BETWEEN else None) for i, j in mixes[0]]
-    failed = mix_arm("8+24,failed", world, 8, 24, {"learner": {"truncated": "failed"}})
-    half = {"learner": {"truncated": "failed", "lr": 0.5 * LR}}
-    best_alone = [mix_arm("8+0,half-the-rate", world, 8, 0, half)] if mixes == ENDS else []
+    failed = mix_arm("8+24,failed", world, 8, 24, FAILED)
+    best_alone = [mix_arm("8+0,half-the-rate", world, 8, 0, HALF_THE_RATE)] if mixes == ENDS else []
     theirs = [
         mix_arm(f"sapo-{i}+{j}", world, i, j, SAPO, seeds=LOOK if mixes == ENDS or (i, j) in BETWEEN else None)
         for i, j in mixes[1]

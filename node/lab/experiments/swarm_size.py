@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from node.lab.experiment import Comparison, Experiment
-from node.lab.experiments.common import LEARNED, LEARNER, LOOK, PASS, REWARD, STEPS
-from node.lab.experiments.sharing import RESULTS, SAPO, mix_arm
-from node.lab.settings import LR, Tables
+from node.lab.experiments.common import LEARNED, LOOK, PASS, REWARD, STEPS
+from node.lab.experiments.sharing import FAILED, HALF_THE_RATE, RESULTS, SAPO, mix_arm
+from node.lab.settings import Tables
 
 NODES = 8
-#: Name -> own and foreign groups, tables, seeds. With four nodes they are in sharing-skills; at half of the rate nodes
-#: learn best alone (docs/experiments/learning-rate.md).
+#: Name -> own and foreign groups, tables, seeds. With four nodes they are in sharing-skills.
 MIXES: Mapping[str, tuple[int, int, Tables, Sequence[int] | None]] = {
     "8+0": (8, 0, {}, None),
-    "8+0,half-the-rate": (8, 0, {"learner": {**LEARNER, "lr": 0.5 * LR}}, None),
-    "8+24,failed": (8, 24, {"learner": LEARNER}, None),
+    "8+0,half-the-rate": (8, 0, HALF_THE_RATE, None),
+    "8+24,failed": (8, 24, FAILED, None),
     "sapo-8+0": (8, 0, SAPO, LOOK),
     "sapo-4+4": (4, 4, SAPO, LOOK),
 }
